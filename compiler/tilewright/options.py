@@ -1,0 +1,82 @@
+"""What a user can set, in one frozen record; the environment gives the defaults."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilewright.errors import InputError
+
+DEFAULT_CACHE_BYTES = 2 << 30
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" or "max period", in a container
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one compilation; every field has a default that is right for most people.
+
+    `threads`: threads that run a plan; None means every core this process may use.
+    `cache_dir`: folder of the kernel cache; None means the user's cache folder.
+    `cache_bytes`: the least recently used kernels are deleted beyond this size.
+    `compile_workers`: processes that help to compile; None lets the cache decide, 0 means none.
+    `debug`: 0 is silent; 1 cache events; 2 kernels and schedules; more shows more.
+    `dump`: folder that receives every generated kernel; None means no dump.
+    """
+
+    threads: int | None = None
+    cache_dir: Path | None = None
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    compile_workers: int | None = None
+    debug: int = 0
+    dump: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be at least 1, not {self.threads}")
+        if self.compile_workers is not None and self.compile_workers < 0:
+            raise InputError(f"compile_workers must not be negative, but is {self.compile_workers}")
+        if self.cache_bytes < 0:
+            raise InputError(f"cache_bytes must not be negative, but is {self.cache_bytes}")
+
+    @classmethod
+    def from_environment(cls) -> Options:
+        """Options read from TILEWRIGHT_THREADS, _CACHE_DIR, _WORKERS, _DEBUG and _DUMP."""
+        return cls(
+            threads=_integer("TILEWRIGHT_THREADS"),
+            cache_dir=_folder("TILEWRIGHT_CACHE_DIR"),
+            compile_workers=_integer("TILEWRIGHT_WORKERS"),
+            debug=_integer("TILEWRIGHT_DEBUG") or 0,
+            dump=_folder("TILEWRIGHT_DUMP"),
+        )
+
+
+def available_cores() -> int:
+    """Cores that this process may use: by its affinity mask and by its container's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has affinity masks
+        cores = os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = CPU_QUOTA.read_text().split()
+        if quota != "max":
+            cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)
+
+
+def _integer(variable: str) -> int | None:
+    """The variable's value; None where it is unset or empty."""
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{variable} must be a whole number, not {text!r}") from None
+
+
+def _folder(variable: str) -> Path | None:
+    """The variable's value with `~` expanded; None where it is unset or empty."""
+    text = os.environ.get(variable, "").strip()
+    return Path(os.path.expanduser(text)) if text else None

@@ -1,0 +1,42 @@
+"""Small kernels in the binary interface of generated ones, for the tests of the runtime.
+
+Importing this module imports no Numba, so a test can hold the texts before a cold start.
+"""
+
+from __future__ import annotations
+
+SCALE = """\
+from runtime_intrinsics import argument, floats
+
+
+def kernel(task, args):
+    x = floats(argument(args, 0))
+    y = floats(argument(args, 1))
+    n = argument(args, 2)
+    for i in range(task * n, task * n + n):
+        y[i] = x[i] * x[i] + x[i]
+"""
+
+COUNT = """\
+from runtime_intrinsics import argument, increment
+
+
+def kernel(task, args):
+    increment(args, task)
+"""
+
+NOTHING = """\
+def kernel(task, args):
+    pass
+"""
+
+
+def constant(value: int) -> str:
+    """A kernel that writes `value` to element `task`; every value is another text."""
+    return f"""\
+from runtime_intrinsics import put
+
+
+def kernel(task, args):
+    put(args, task, {value})
+"""
