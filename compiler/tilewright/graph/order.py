@@ -1,4 +1,4 @@
-"""Puts nodes in an order in which values are computed before they are read; not all exporters do."""
+"""Puts nodes in an order in which values are computed before they are read, as exporters should."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from tilewright.errors import ModelError
 from tilewright.graph.external import read_external
@@ -55,6 +55,9 @@ class Payloads:
         if tensor.data_location == TensorProto.EXTERNAL:
             return self.arrays[int(tensor.external_data[0].value.removeprefix(_MARK))]
         return to_array(tensor)
+
+    def _dense(self, sparse: SparseTensorProto) -> Array:
+        return sparse_to_array(sparse, self.folder)
 
     def _densify(self, graph: GraphProto) -> None:
         for sparse in graph.sparse_initializer:

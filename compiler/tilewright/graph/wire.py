@@ -1,4 +1,4 @@
-"""Lifts big tensor data out of a serialised model before it is parsed, so that parsing costs nothing.
+"""Lifts big tensor data out of a serialised model, so that parsing the rest costs next to nothing.
 
 Only the few message types on the way from a model to its tensors are known here, by field number.
 """
@@ -34,6 +34,9 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _RAW_DATA = 9
+
+_NO_TENSORS_WITH = {"attribute": (7, 8, 9), "tensor": (6,)}
+"""Lists of numbers or texts take a field per element: where one begins, nothing is to be lifted."""
 
 
 class _MalformedError(Exception):
@@ -118,6 +121,8 @@ def _rewrite(
     while at < end:
         start = at
         number, body, at = _field(data, at, end)
+        if number in _NO_TENSORS_WITH.get(kind, ()):
+            break
         if at - body < LIFT_FROM:
             continue
         if kind == "tensor" and number == _RAW_DATA:
