@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -12,11 +13,16 @@ WORD = ir.IntType(64)
 i64 = types.int64
 
 
+def _intrinsic(define: Callable[..., Any]) -> Any:
+    """`intrinsic`, without the types of the definition: uses pass one parameter less."""
+    return intrinsic(define)
+
+
 def _element(builder: Any, base: Any, index: Any) -> Any:
     return builder.gep(builder.inttoptr(base, WORD.as_pointer()), [index])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def argument(typing: Any, args: Any, index: Any) -> Any:
     """Element `index` of the argument table."""
 
@@ -26,7 +32,7 @@ def argument(typing: Any, args: Any, index: Any) -> Any:
     return i64(i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def floats(typing: Any, address: Any) -> Any:
     """The address as a pointer to float32."""
 
@@ -36,7 +42,7 @@ def floats(typing: Any, address: Any) -> Any:
     return types.CPointer(types.float32)(i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def put(typing: Any, args: Any, index: Any, value: Any) -> Any:
     """Element `index` of the table becomes `value`."""
 
@@ -47,7 +53,7 @@ def put(typing: Any, args: Any, index: Any, value: Any) -> Any:
     return types.void(i64, i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def increment(typing: Any, args: Any, index: Any) -> Any:
     """Adds 1 to element `index`, not atomically: two runs of one task would show."""
 

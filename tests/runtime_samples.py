@@ -5,6 +5,10 @@ Importing this module imports no Numba, so a test can hold the texts before a co
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 SCALE = """\
 from runtime_intrinsics import argument, floats
 
@@ -40,3 +44,18 @@ from runtime_intrinsics import put
 def kernel(task, args):
     put(args, task, {value})
 """
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Standard output of a fresh interpreter that sees the same modules; it must succeed."""
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": paths} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

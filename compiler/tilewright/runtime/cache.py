@@ -81,8 +81,8 @@ def environment_fields() -> dict[str, str]:
 def _kernels_fingerprint() -> str:
     """Of the package that generated kernels import; it is found, not imported."""
     found = importlib.util.find_spec(KERNELS_PACKAGE)
-    folders = found.submodule_search_locations if found else None
-    return "+".join(fingerprint(Path(folder)) for folder in folders or ())
+    locations = (found.submodule_search_locations if found else None) or ()
+    return "+".join(map(fingerprint, sorted({Path(place).resolve() for place in locations})))
 
 
 class KernelCache:

@@ -13,6 +13,7 @@ to NEXT returned its number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -40,6 +41,11 @@ ORDER = "seq_cst"
 i64 = types.int64
 
 
+def _intrinsic(define: Callable[..., Any]) -> Any:
+    """`intrinsic`, without the types of the definition: uses pass one parameter less."""
+    return intrinsic(define)
+
+
 def _slot(builder: Any, base: Any, index: Any) -> Any:
     """Pointer to element `index` of the 64-bit table at the address `base`."""
     return builder.gep(builder.inttoptr(base, WORD.as_pointer()), [index])
@@ -51,7 +57,7 @@ def _declared(builder: Any, name: str, result: Any, parameters: list[Any]) -> An
     return known or ir.Function(builder.module, ir.FunctionType(result, parameters), name)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def load(typing: Any, base: Any, index: Any) -> Any:
     """Element `index`, atomically."""
 
@@ -61,7 +67,7 @@ def load(typing: Any, base: Any, index: Any) -> Any:
     return i64(i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def store(typing: Any, base: Any, index: Any, value: Any) -> Any:
     """Element `index` becomes `value`, atomically."""
 
@@ -72,7 +78,7 @@ def store(typing: Any, base: Any, index: Any, value: Any) -> Any:
     return types.void(i64, i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def add(typing: Any, base: Any, index: Any, value: Any) -> Any:
     """Adds to element `index`, atomically; returns what it was before."""
 
@@ -82,7 +88,7 @@ def add(typing: Any, base: Any, index: Any, value: Any) -> Any:
     return i64(i64, i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def claim(typing: Any, base: Any, index: Any) -> Any:
     """Turns element `index` from 0 to 1; returns 1 to the one thread that did it, else 0."""
 
@@ -93,7 +99,7 @@ def claim(typing: Any, base: Any, index: Any) -> Any:
     return i64(i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def read(typing: Any, base: Any, index: Any) -> Any:
     """Element `index` of a table that nobody writes meanwhile."""
 
@@ -103,7 +109,7 @@ def read(typing: Any, base: Any, index: Any) -> Any:
     return i64(i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def call(typing: Any, function: Any, task: Any, args: Any) -> Any:
     """Calls the kernel at the address `function`."""
 
@@ -115,7 +121,7 @@ def call(typing: Any, function: Any, task: Any, args: Any) -> Any:
     return types.void(i64, i64, i64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def pause(typing: Any) -> Any:
     """Tells the core that this is a waiting loop."""
 
@@ -131,7 +137,7 @@ def pause(typing: Any) -> Any:
     return types.void(), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def yield_core(typing: Any) -> Any:
     """Lets another thread have this core if one waits for it."""
 
@@ -142,7 +148,7 @@ def yield_core(typing: Any) -> Any:
     return types.void(), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def nap(typing: Any, pool: Any) -> Any:
     """Sleeps for the time in the pool's NAP slots.
 

@@ -73,7 +73,7 @@ done:
 """
 
 
-class ObjectLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
+class ObjectLibrary(codegen.JITCodeLibrary):
     """Collects the IR of one kernel; Numba neither optimises nor loads it."""
 
     def add_llvm_module(self, ll_module: llvm.ModuleRef) -> None:
@@ -89,8 +89,8 @@ class ObjectLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
         return self._final_module
 
 
-@register_pass(mutates_CFG=False, analysis_only=True)  # type: ignore[untyped-decorator]
-class UseObjectLibrary(FunctionPass):  # type: ignore[misc]
+@register_pass(mutates_CFG=False, analysis_only=True)
+class UseObjectLibrary(FunctionPass):
     """Puts an `ObjectLibrary` where the later passes look for the library of the function."""
 
     _name = "tilewright_object_library"
@@ -99,7 +99,8 @@ class UseObjectLibrary(FunctionPass):  # type: ignore[misc]
         FunctionPass.__init__(self)
 
     def run_pass(self, state: Any) -> bool:
-        state.library = ObjectLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        library: Any = ObjectLibrary  # Numba's constructors have no annotations
+        state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
         return True
 
 
@@ -116,7 +117,7 @@ PASSES = (
 )
 
 
-class LeanCompiler(compiler.CompilerBase):  # type: ignore[misc]
+class LeanCompiler(compiler.CompilerBase):
     """Numba's compiler with only the passes that straight, typed kernels need."""
 
     def define_pipelines(self) -> list[PassManager]:
@@ -177,7 +178,7 @@ def _function(text: str, symbol: str) -> Callable[[int, int], None]:
 def _lower(function: Callable[[int, int], None]) -> tuple[llvm.ModuleRef, str]:
     """Unoptimised IR of the function and the name of its Numba entry."""
     context = registry.cpu_target
-    flags = compiler.Flags()
+    flags: Any = compiler.Flags()
     options = {
         "nopython": True,
         "nogil": True,
@@ -188,7 +189,8 @@ def _lower(function: Callable[[int, int], None]) -> tuple[llvm.ModuleRef, str]:
     }
     cpu.CPUTargetOptions.parse_as_flags(flags, options)
     flags.no_compile = True
-    lean = LeanCompiler(
+    new_compiler: Any = LeanCompiler
+    lean = new_compiler(
         context.typing_context, context.target_context, None, SIGNATURE, types.void, flags, {}
     )
     lean.compile_extra(function)

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import BinaryIO
+from typing import IO
 
 COMPILED = b"\0"  # the first byte of an answer; then comes the object
 FAILED = b"\1"
@@ -31,7 +31,7 @@ Compile = Callable[[str, str], bytes]
 Deliver = Callable[[int, bytes], None]
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
+def read_frame(stream: IO[bytes]) -> bytes | None:
     """The next frame; None where the stream ends."""
     head = stream.read(4)
     if len(head) < 4:
@@ -41,7 +41,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
     return body if len(body) == length else None
 
 
-def write_frame(stream: BinaryIO, body: bytes) -> None:
+def write_frame(stream: IO[bytes], body: bytes) -> None:
     """Sends one frame at once."""
     stream.write(struct.pack("<I", len(body)) + body)
     stream.flush()
@@ -131,7 +131,7 @@ class _Team:
             while self._exchange(jobs, answers):
                 pass
 
-    def _exchange(self, jobs: BinaryIO, answers: BinaryIO) -> bool:
+    def _exchange(self, jobs: IO[bytes], answers: IO[bytes]) -> bool:
         """One job to a worker and its answer back; whether there may be another."""
         try:
             index = self._untaken.get_nowait()
