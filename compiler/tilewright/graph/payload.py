@@ -14,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 from tilewright.errors import ModelError
 from tilewright.graph.external import read_external
 from tilewright.graph.ir import Array
-from tilewright.graph.tensors import to_array
+from tilewright.graph.tensors import sparse_to_array, to_array
 from tilewright.graph.wire import Lifted
 
 STAYS_BELOW = 1 << 10

@@ -1,4 +1,4 @@
-"""One node evaluated by ONNX's own reference implementation: slow, and the meaning of the operator."""
+"""One node evaluated by ONNX's reference implementation: slow, but the meaning of the operator."""
 
 from __future__ import annotations
 
