@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,6 @@ from runtime_samples import COUNT, NOTHING, constant, run_python
 import tilewright_kernels
 from tilewright.errors import CompileError
 from tilewright.options import Options
-from tilewright.runtime import cache as cache_module
 from tilewright.runtime import workers
 from tilewright.runtime.cache import CacheStats, KernelCache, environment_fields, fingerprint
 from tilewright.runtime.store import StoredObject
@@ -213,9 +214,9 @@ def answers_of(
         gate.wait(0.2)
         return f"{text} {symbol}".encode()
 
-    def fake() -> workers.subprocess.Popen[bytes]:
-        pipe = workers.subprocess.PIPE
-        return workers.subprocess.Popen([sys.executable, "-c", worker], stdin=pipe, stdout=pipe)
+    def fake() -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([sys.executable, "-c", worker], stdin=pipe, stdout=pipe)
 
     gate = threading.Event()
     monkeypatch.setattr(workers, "_start_worker", fake)
@@ -274,7 +275,7 @@ def test_worker_count_fits_the_work() -> None:
 def test_forked_child_goes_on(tmp_path: Path) -> None:
     cache = new_cache(tmp_path)
     [known] = cache.load([constant(300)])
-    cache._known["in flight in a thread of the parent"] = cache_module.Future()
+    cache._known["in flight in a thread of the parent"] = Future()
     child = os.fork()
     if child == 0:
         good = "in flight in a thread of the parent" not in cache._known

@@ -52,6 +52,16 @@ def kernel(task, args):
         x[i] = x[i] - best
 """
 
+FOREIGN = """\
+from numba import types
+
+getpid = types.ExternalFunction("getpid", types.int32())
+
+
+def kernel(task, args):
+    getpid()
+"""
+
 REFUSED = {
     "syntax": ("def kernel(task,", "SyntaxError"),
     "no kernel": ("x = 1\n", "KeyError"),
@@ -67,10 +77,7 @@ REFUSED = {
         "may raise an exception",
     ),
     "foreign symbol": (
-        "import ctypes\n"
-        "from numba import types\n"
-        "getpid = types.ExternalFunction('getpid', types.int32())\n"
-        "def kernel(task, args):\n    getpid()\n",
+        FOREIGN,
         "getpid",
     ),
 }

@@ -37,8 +37,8 @@ class Handle:
         self.lines.append(line["text/plain"])
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def use_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Standard error is a terminal (not as a fixture: pytest replaces it after those)."""
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -51,16 +51,16 @@ def test_bar_shows_the_share() -> None:
     assert bar(0, 0).endswith("0/0")
 
 
-def test_short_work_shows_nothing(terminal: Terminal) -> None:
+def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = use_terminal(monkeypatch)
     show = default_progress()
     for done in range(4):
         show(done, 3)
     assert terminal.text == ""
 
 
-def test_long_work_ends_with_a_full_bar(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_work_ends_with_a_full_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = use_terminal(monkeypatch)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     show = default_progress()
     show(1, 2)
@@ -68,7 +68,8 @@ def test_long_work_ends_with_a_full_bar(
     assert terminal.text == f"\r{bar(1, 2)}\r{bar(2, 2)}\n"
 
 
-def test_log_file_gets_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_file_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = use_terminal(monkeypatch)
     monkeypatch.setattr(terminal, "isatty", lambda: False)
     assert default_progress() is silent
     monkeypatch.setattr(sys, "stderr", None)
@@ -84,7 +85,7 @@ def test_notebook_updates_one_display(monkeypatch: pytest.MonkeyPatch) -> None:
 
     shell = type("ZMQInteractiveShell", (), {})()
     ipython = SimpleNamespace(get_ipython=lambda: shell, display=SimpleNamespace(display=display))
-    monkeypatch.setitem(sys.modules, "IPython", ipython)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     show = default_progress()
     show(1, 2)
