@@ -146,7 +146,7 @@ def test_loops_use_the_widest_vectors_of_the_target(cpu: str, register: str, abs
         "from tilewright.runtime.objects import kernel_assembly\n"
         "print(kernel_assembly(SCALE))\n"
     )
-    assembly = run_python(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="")
+    assembly = run_python(code, NUMBA_CPU_NAME=cpu)
     assert register in assembly
     assert absent not in assembly
 

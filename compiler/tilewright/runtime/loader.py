@@ -29,11 +29,15 @@ class Target:
 
 @cache
 def target() -> Target:
-    """The host, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask for (as in Numba)."""
-    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    """The host, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask for.
+
+    Unlike in Numba, the name of another processor does not keep the host's features.
+    """
+    host = llvm.get_host_cpu_name()
+    name = os.environ.get("NUMBA_CPU_NAME") or host
     features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
-        features = "" if name == "generic" else llvm.get_host_cpu_features().flatten()
+        features = llvm.get_host_cpu_features().flatten() if name == host else ""
     return Target(name, features)
 
 
