@@ -1,0 +1,1 @@
+"""What generated kernels import. Nothing here imports the compiler."""

@@ -1,0 +1,1 @@
+"""Numba intrinsics for CPU kernels: pointers, scalar functions, register tiles."""

@@ -1,0 +1,135 @@
+"""Products on register tiles: acc + A @ B with B packed into panels as wide as the tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numba import types
+
+from tilewright_kernels.cpu.intrinsics import intrinsic
+from tilewright_kernels.cpu.tile import Tile, pack, unpack
+from tilewright_kernels.cpu.values import I64
+from tilewright_kernels.cpu.vectors import (
+    fma,
+    keep_loop_rolled,
+    load_vector,
+    prefetch,
+    splat,
+    word,
+)
+
+Hook = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The operands of one product: where each row of A starts, A's stride along k, B's panel, and k."""
+
+    tile: Tile
+    rows: Sequence[Any]
+    k_stride: Any
+    panel: Any
+    k: Any
+
+    def step(self, builder: Any, k: Any, registers: Sequence[Any]) -> list[Any]:
+        """One k: every row's element of A, broadcast, times the panel's row."""
+        tile = self.tile
+        first = builder.mul(k, word(tile.width))
+        indices = [builder.add(first, word(v * tile.lanes)) for v in range(tile.vectors)]
+        columns = [load_vector(builder, self.panel, tile.vector, i) for i in indices]
+        along = builder.mul(k, self.k_stride)
+        results = []
+        for r, row in enumerate(self.rows):
+            element = splat(builder, builder.load(builder.gep(row, [along])), tile.vector)
+            for v, column in enumerate(columns):
+                results.append(fma(builder, element, column, registers[r * tile.vectors + v]))
+        return results
+
+    def emit(self, builder: Any, registers: Sequence[Any], hook: Hook | None = None) -> list[Any]:
+        """The loop over k, which may run never; `hook` emits what else each iteration does.
+
+        It is not unrolled: the processors overlap the iterations, and unrolled loads cost registers.
+        """
+        before = builder.block
+        head, body, end = (builder.append_basic_block(f"k.{part}") for part in ("head", "body", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k = builder.phi(I64)
+        k.add_incoming(word(0), before)
+        carried = [builder.phi(r.type) for r in registers]
+        builder.cbranch(builder.icmp_signed("<", k, self.k), body, end)
+        builder.position_at_end(body)
+        results = self.step(builder, k, carried)
+        if hook is not None:
+            hook(k)
+        keep_loop_rolled(builder)
+        k.add_incoming(builder.add(k, word(1)), body)
+        for phi, first, result in zip(carried, registers, results, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(result, body)
+        builder.branch(head)
+        builder.position_at_end(end)
+        return carried
+
+
+def _row_pointers(builder: Any, start: Any, row_stride: Any, rows: int) -> list[Any]:
+    return [builder.gep(start, [builder.mul(row_stride, word(r))]) for r in range(rows)]
+
+
+@intrinsic
+def matmul(typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any, k: Any) -> Any:
+    """acc + A @ B. A: tile's rows x k, with these strides; B: a panel of k rows, each as wide as the tile."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        tile, left, stride, step, panel, count = values
+        rows = _row_pointers(builder, left, stride, acc.rows)
+        product = Product(acc, rows, step, panel, count)
+        return pack(builder, product.emit(builder, unpack(builder, tile)))
+
+    i64 = types.int64
+    return acc(acc, a, i64, i64, b, i64), emit
+
+
+@intrinsic
+def matmul_prefetch(
+    typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any, k: Any, ahead: Any, step: Any
+) -> Any:
+    """As `matmul`; iteration i also prefetches the cache line of ahead[i * step].
+
+    For the panel that comes next: each of the row tiles that share a panel prefetches its own slice of it.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        tile, left, stride, along, panel, count, next_panel, line = values
+        rows = _row_pointers(builder, left, stride, acc.rows)
+        product = Product(acc, rows, along, panel, count)
+
+        def fetch(k: Any) -> None:
+            prefetch(builder, next_panel, builder.mul(k, line))
+
+        return pack(builder, product.emit(builder, unpack(builder, tile), fetch))
+
+    i64 = types.int64
+    return acc(acc, a, i64, i64, b, i64, ahead, i64), emit
+
+
+@intrinsic
+def matmul_part(
+    typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any, k: Any, rows: Any
+) -> Any:
+    """As `matmul`, reading only the first `rows` >= 1 rows of A; the tile's other rows repeat the last one."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        tile, left, stride, step, panel, count, present = values
+        last = builder.sub(present, word(1))
+        pointers = []
+        for r in range(acc.rows):
+            row = builder.select(builder.icmp_signed("<", word(r), last), word(r), last)
+            pointers.append(builder.gep(left, [builder.mul(stride, row)]))
+        product = Product(acc, pointers, step, panel, count)
+        return pack(builder, product.emit(builder, unpack(builder, tile)))
+
+    i64 = types.int64
+    return acc(acc, a, i64, i64, b, i64, i64), emit
