@@ -39,6 +39,9 @@ class Payloads:
         """
         for graph in graphs_of(model):
             self._densify(graph)
+        for node in all_nodes(model):
+            for attribute in node.attribute:
+                self._densify_attribute(node, attribute)
         for tensor in _tensors(model):
             self._take_tensor(tensor)
 
@@ -64,9 +67,6 @@ class Payloads:
             array = self._dense(sparse)
             self._stub(graph.initializer.add(), sparse.values, array)
         del graph.sparse_initializer[:]
-        for node in graph.node:
-            for attribute in node.attribute:
-                self._densify_attribute(node, attribute)
 
     def _densify_attribute(self, node: NodeProto, attribute: AttributeProto) -> None:
         if attribute.type == AttributeProto.SPARSE_TENSORS:

@@ -56,7 +56,7 @@ def upgrade(model: ModelProto) -> ModelProto:
 
 
 def _with_broadcast_slopes(model: ModelProto) -> ModelProto:
-    """The model with PRelu's slopes shaped to broadcast along axis 1, as they did before opset 7."""
+    """The model with PRelu's slopes shaped to broadcast along axis 1, as before opset 7."""
     typed = shape_inference.infer_shapes(model)
     for graph in graphs_of(typed):
         ranks = _ranks(graph)
