@@ -1,0 +1,353 @@
+"""Loop nests to Numba source for the CPU. Printing is the only thing that happens here.
+
+The text is canonical: parameters, axes, local buffers and lifted numbers are named in order of appearance, and
+integer constants that only say how large or how far apart things are become parameters. Equal text is the same
+kernel; the numbers travel in its argument table: [errors, pointers..., numbers..., first/last task bounds].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from tilewright.codegen.spelling import BUILTIN, CHECKED, FLOAT_FUNCTIONS, INFIX, INTEGER_FUNCTIONS, SUFFIX
+from tilewright.dtypes import DType
+from tilewright.loops.affine import Linear, linear
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Apply,
+    Block,
+    Buffer,
+    Cast,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    LoopKind,
+    Select,
+    Space,
+    Stmt,
+    Store,
+    Tile,
+    Var,
+    dtype_of,
+    walk,
+)
+from tilewright.loops.locate import axis_ranges, offset
+from tilewright.loops.microtile import Microtile, microtile
+from tilewright.loops.scalars import ScalarOp
+from tilewright_kernels.cpu.machine import machine
+
+LIBRARY = "tilewright_kernels.cpu"
+POINTERS = frozenset(SUFFIX.values()) | {"integer", "offset"} | {
+    f"{verb}_{s}" for s in SUFFIX.values() for verb in ("stack", "load", "store")
+}
+SUMS = frozenset((ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL))
+QUOTIENTS = frozenset((ScalarOp.FLOORDIV, ScalarOp.MOD))
+MODULE_OF = {"zeros_f32": "tile", "zeros_f64": "tile", "store": "tile", "matmul": "matmul", "matmul_window": "window"}
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A printed kernel: `numbers` fill its table after the pointers, then come the tasks' `chunk` (iterations of the
+    parallel loops to a task) where `iterations` is not None. `checks` counts the error codes it may report."""
+
+    text: str
+    numbers: tuple[int, ...]
+    iterations: int | None
+    checks: int
+
+
+def emit(kernel: Kernel) -> Emitted:
+    """The source of a kernel and the numbers that were lifted out of it."""
+    return _Emitter(kernel).run()
+
+
+@dataclass
+class _Emitter:
+    kernel: Kernel
+    numbers: list[int] = field(default_factory=list)
+    named: dict[tuple[str, ...], str] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    locals: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    constants: dict[str, str] = field(default_factory=dict)
+    checks: int = 0
+    iterations: int | None = None
+
+    def run(self) -> Emitted:
+        self.ranges = axis_ranges(self.kernel.body)
+        body = self._tasks(self.kernel.body)
+        head = [f"    p{k} = {self._use(SUFFIX[b.dtype])}(args, {k + 1})" for k, b in enumerate(self.kernel.params)]
+        first = len(self.kernel.params) + 1
+        head += [f"    n{k} = {self._use('integer')}(args, {first + k})" for k in range(len(self.numbers))]
+        if self.iterations is not None:
+            head.append(f"    chunk = {self._use('integer')}(args, {first + len(self.numbers)})")
+        if self.checks:
+            head.insert(0, f"    errors = {self._use('i64')}(args, 0)")
+        text = "\n".join([*self._imports(), "", "", "def kernel(task, args):", *head, *_indent(body)]) + "\n"
+        return Emitted(text, tuple(self.numbers), self.iterations, self.checks)
+
+    def _imports(self) -> list[str]:
+        names: dict[str, list[str]] = {}
+        for n in sorted(self.used):
+            module = MODULE_OF.get(n) or ("pointers" if n in POINTERS else "math")
+            names.setdefault(module, []).append(n)
+        lines = ["from numpy import float32, float64, inf, nan"] if self.constants else []
+        lines += [f"from {LIBRARY}.{m} import {', '.join(v)}" for m, v in sorted(names.items())]
+        return lines + ([""] if self.constants else []) + [f"{name} = {value}" for value, name in self.constants.items()]
+
+    def _use(self, name: str) -> str:
+        if name not in BUILTIN:
+            self.used.add(name)
+        return name
+
+    def _number(self, value: int, *key: str) -> str:
+        """A lifted number; the same key is the same parameter."""
+        if key and key in self.named:
+            return self.named[key]
+        name = f"n{len(self.numbers)}"
+        self.numbers.append(int(value))
+        if key:
+            self.named[key] = name
+        return name
+
+    # -- statements
+
+    def _tasks(self, s: Stmt) -> list[str]:
+        """The parallel loops around a body, as one range of iterations per task."""
+        loops: list[For] = []
+        while isinstance(s, For) and s.kind is LoopKind.PARALLEL:
+            loops.append(s)
+            s = s.body
+        if not loops:
+            return self._statement(s)
+        extents = [int(n.extent.value) for n in loops if isinstance(n.extent, Const)]
+        assert len(extents) == len(loops), "parallel loops have fixed extents"
+        self.iterations = math.prod(extents)
+        total = self._number(self.iterations)
+        bounds = f"range(task * chunk, min(task * chunk + chunk, {total}))"
+        names = [self._axis(n.axis) for n in loops]
+        if len(loops) == 1:
+            return [f"for {names[0]} in {bounds}:", *_indent(self._statement(s))]
+        lines = [f"rest = t // {(last := self._number(extents[-1]))}", f"{names[-1]} = t - rest * {last}"]
+        for name, n in zip(names[-2:0:-1], extents[-2:0:-1], strict=True):
+            size = self._number(n)
+            lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
+        lines.append(f"{names[0]} = rest")
+        return [f"for t in {bounds}:", *_indent([*lines, *self._statement(s)])]
+
+    def _axis(self, axis: str) -> str:
+        return self.axes.setdefault(axis, f"i{len(self.axes)}")
+
+    def _statement(self, s: Stmt) -> list[str]:
+        match s:
+            case For(axis=axis, extent=extent, body=body):
+                count = self._extent(s, extent)
+                return [f"for {self._axis(axis)} in range({count}):", *_indent(self._statement(body))]
+            case If(condition=condition, body=body):
+                return [f"if {self._expr(condition)}:", *_indent(self._statement(body))]
+            case Block(stmts=stmts):
+                return [line for t in stmts for line in self._statement(t)]
+            case Alloc(buffer=b, body=body):
+                name = self.locals.setdefault(b.name, f"a{len(self.locals)}")
+                lines = self._statement(body)
+                if b.shape:
+                    kind = "u8" if b.dtype is DType.BOOL else SUFFIX[b.dtype.compute]
+                    lines.insert(0, f"{name} = {self._use(f'stack_{kind}')}({max(1, math.prod(b.shape))})")
+                return lines
+            case Store(buffer=b, index=index, value=value):
+                return [self._store(b, index, self._expr(value))]
+            case Accumulate(buffer=b, index=index, op=op, value=value):
+                old = self._load(b, index)
+                return [self._store(b, index, self._apply(op, b.dtype.compute, [old, self._expr(value)]))]
+            case Tile():
+                return self._tile(s)
+            case _:
+                assert_never(s)
+
+    def _extent(self, s: For, extent: Expr) -> str:
+        if isinstance(extent, Const):
+            return str(extent.value) if s.baked else self._number(int(extent.value))
+        return self._index(extent)
+
+    def _store(self, b: Buffer, index: tuple[Expr, ...], value: str) -> str:
+        if b.space is Space.LOCAL and not b.shape:
+            return f"{self.locals[b.name]} = {value}"
+        name, at = self._place(b, index)
+        if b.dtype is DType.BOOL:
+            return f"{self._use('store_b8')}({name}, {at}, {value})"
+        if b.dtype.compute is not b.dtype and b.space is Space.GLOBAL:
+            return f"{self._use('store_' + SUFFIX[b.dtype])}({name}, {at}, {value})"
+        return f"{name}[{at}] = {value}"
+
+    # -- expressions
+
+    def _expr(self, e: Expr) -> str:
+        match e:
+            case Const(value=value, dtype=dtype):
+                return self._constant(value, dtype)
+            case Var(name=name):
+                return self._axis(name)
+            case Load(buffer=b, index=index):
+                return self._load(b, index)
+            case Cast(dtype=dtype, arg=arg):
+                return self._cast(dtype, arg)
+            case Select(condition=c, then=then, otherwise=otherwise):
+                parts = self._expr(then), self._expr(c), self._expr(otherwise)
+                if _is_safe(then) and _is_safe(otherwise):
+                    return f"{self._use('select')}({parts[1]}, {parts[0]}, {parts[2]})"
+                return f"({parts[0]} if {parts[1]} else {parts[2]})"
+            case Apply(op=op, args=args):
+                if dtype_of(e) is DType.I64 and (op in SUMS or (op in QUOTIENTS and _is_positive(args[1]))):
+                    return self._index(e)
+                return self._apply(op, dtype_of(args[0]).compute, [self._expr(a) for a in args])
+            case _:
+                assert_never(e)
+
+    def _constant(self, value: float | int | bool, dtype: DType) -> str:
+        if dtype is DType.BOOL:
+            return str(bool(value))
+        if dtype is DType.I64:
+            return str(value) if value in (0, 1, -1) else self._number(int(value))
+        if not dtype.is_float:
+            return f"{self._use('to_' + SUFFIX[dtype])}({value})"
+        kind = "float64" if dtype is DType.F64 else "float32"
+        text = f"{kind}({float(value)!r})"
+        return self.constants.setdefault(text, f"c{len(self.constants)}")
+
+    def _load(self, b: Buffer, index: tuple[Expr, ...]) -> str:
+        if b.space is Space.LOCAL and not b.shape:
+            return self.locals[b.name]
+        name, at = self._place(b, index)
+        if b.dtype is DType.BOOL or (b.dtype.compute is not b.dtype and b.space is Space.GLOBAL):
+            return f"{self._use('load_' + SUFFIX[b.dtype])}({name}, {at})"
+        return f"{name}[{at}]"
+
+    def _place(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[str, str]:
+        """The pointer and the offset of an element, as text."""
+        form = offset(b, index, self.ranges)
+        if b.space is Space.LOCAL:
+            return self.locals[b.name], self._linear(form, None)
+        return b.name, self._linear(form, b.name)
+
+    def _linear(self, form: Linear, owner: str | None) -> str:
+        """A linear form; its coefficients are literals without an owner, lifted numbers with one."""
+        parts = []
+        for atom, c in form.terms:
+            text = self._atom(atom)
+            if c == 1:
+                parts.append(text)
+            elif owner is None:
+                parts.append(f"{text} * {c}")
+            else:
+                parts.append(f"{text} * {self._number(c, owner, text)}")
+        if form.constant or not parts:
+            lifted = owner is not None and form.constant not in (0, 1, -1)
+            parts.append(self._number(form.constant, owner or "", str(form.constant)) if lifted else str(form.constant))
+        return " + ".join(parts)
+
+    def _atom(self, e: Expr) -> str:
+        match e:
+            case Var():
+                return self._axis(e.name)
+            case Apply(op=ScalarOp.FLOORDIV | ScalarOp.MOD, args=(x, Const(value=d))) if int(d) > 0:
+                sign = "//" if e.op is ScalarOp.FLOORDIV else "%"
+                return f"({self._index(x)} {sign} {int(d)})"
+            case Apply(op=ScalarOp.MIN | ScalarOp.MAX, args=(a, b)):
+                return f"{'min' if e.op is ScalarOp.MIN else 'max'}({self._index(a)}, {self._index(b)})"
+            case Apply(op=ScalarOp.ADD | ScalarOp.SUB | ScalarOp.MUL):
+                return f"({self._apply(e.op, DType.I64, [self._expr(a) for a in e.args])})"
+        return self._expr(e)
+
+    def _index(self, e: Expr) -> str:
+        form = linear(e, self.ranges)
+        if form.constant == 0 and len(form.terms) == 1 and form.terms[0][1] == 1:
+            return self._atom(form.terms[0][0])
+        return f"({self._linear(form, 'index')})"
+
+    def _cast(self, dtype: DType, arg: Expr) -> str:
+        value, source = self._expr(arg), dtype_of(arg)
+        if dtype is DType.BOOL:
+            return f"{self._use('to_bool')}({value})"
+        if dtype.compute is not dtype:
+            whole = value if source.compute is DType.F32 and source.is_float else f"{self._use('to_f32')}({value})"
+            return f"{self._use('round_' + SUFFIX[dtype])}({whole})"
+        if source.compute is dtype:
+            return value
+        return f"{self._use('to_' + SUFFIX[dtype])}({value})"
+
+    def _apply(self, op: ScalarOp, dtype: DType, args: list[str]) -> str:
+        if op in CHECKED and (dtype.is_integer):
+            self.checks += 1
+            return self._wrap(dtype, f"{self._use(CHECKED[op])}({', '.join(args)}, errors, {self.checks})")
+        if op in INFIX:
+            text = f"({args[0]} {INFIX[op]} {args[1]})"
+            return text if op.rule == "bool" else self._wrap(dtype, text)
+        match op:
+            case ScalarOp.DIV:
+                return f"({args[0]} / {args[1]})"
+            case ScalarOp.NEG:
+                return self._wrap(dtype, f"(-{args[0]})")
+            case ScalarOp.NOT:
+                return f"(not {args[0]})"
+            case ScalarOp.BITNOT:
+                return self._wrap(dtype, f"(~{args[0]})")
+        if dtype is DType.BOOL and op in (ScalarOp.MAX, ScalarOp.MIN):
+            return f"({args[0]} {'|' if op is ScalarOp.MAX else '&'} {args[1]})"
+        if dtype.is_float:
+            return f"{self._use(f'{FLOAT_FUNCTIONS[op]}_{SUFFIX[dtype]}')}({', '.join(args)})"
+        return self._wrap(dtype, f"{self._use(INTEGER_FUNCTIONS[op])}({', '.join(args)})")
+
+    def _wrap(self, dtype: DType, text: str) -> str:
+        """Arithmetic on narrow integers wraps in their own width, whatever width Numba computes in."""
+        if dtype.is_float or dtype in (DType.I64, DType.BOOL):
+            return text
+        return f"{self._use('to_' + SUFFIX[dtype])}({text})"
+
+    # -- tiles
+
+    def _tile(self, s: Tile) -> list[str]:
+        assert isinstance(s.meaning, Block)
+        width = s.acc.shape[-1]
+        form = microtile(s.meaning.stmts[1], s.rows, s.columns, self.ranges, width)
+        assert form is not None, "checked by Tensorize"
+        kind = SUFFIX[s.acc.dtype]
+        height = s.acc.shape[0] if s.rows else 1
+        name = f"tile{len(self.locals)}"
+        zeros = f"{name} = {self._use('zeros_' + kind)}({height}, {width // machine().lanes(s.acc.dtype.bits)})"
+        lines = self._step(form, name)
+        for n in reversed(form.loops):
+            lines = [f"for {self._axis(n.axis)} in range({self._extent(n, n.extent)}):", *_indent(lines)]
+        return [zeros, *lines, f"{self._use('store')}({name}, {self.locals[s.acc.name]}, {width})"]
+
+    def _step(self, form: Microtile, name: str) -> list[str]:
+        depth = self._extent(form.inner, form.inner.extent) if form.inner else "1"
+        b = f"{self._use('offset')}({form.b.buffer.name}, {self._linear(form.base_b, form.b.buffer.name)})"
+        a = f"{self._use('offset')}({form.a.buffer.name}, {self._linear(form.base_a, form.a.buffer.name)})"
+        inside = " & ".join(self._expr(g) for g in form.inside)
+        if form.window is None:
+            call = f"{name} = {self._use('matmul')}({name}, {a}, {form.row_stride}, {form.depth_stride}, {b}, {depth})"
+            return [f"if {inside}:", *_indent([call])] if inside else [call]
+        w = form.window
+        start, extent = self._linear(w.start, "index"), self._number(w.extent)
+        rest = f"{start}, {w.step}, {extent}, {w.column_stride}, {form.depth_stride}, {b}, {depth}"
+        return [f"{name} = {self._use('matmul_window')}({name}, {a}, {inside or 'True'}, {rest})"]
+
+
+def _is_safe(e: Expr) -> bool:
+    """Whether the expression may be evaluated although its value is not wanted: no load, no check."""
+    unsafe = (ScalarOp.CHECK, ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD)
+    return not any(isinstance(n, Load) or (isinstance(n, Apply) and n.op in unsafe) for n in walk(e))
+
+
+def _is_positive(e: Expr) -> bool:
+    return isinstance(e, Const) and e.value > 0
+
+
+def _indent(lines: list[str]) -> list[str]:
+    return ["    " + line for line in lines]

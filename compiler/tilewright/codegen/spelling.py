@@ -1,0 +1,94 @@
+"""How the CPU target spells scalar functions and types. A new scalar function adds one entry here."""
+
+from __future__ import annotations
+
+from tilewright.dtypes import DType
+from tilewright.loops.scalars import ScalarOp
+
+SUFFIX = {
+    DType.F32: "f32",
+    DType.F64: "f64",
+    DType.F16: "f16",
+    DType.BF16: "bf16",
+    DType.I8: "i8",
+    DType.I16: "i16",
+    DType.I32: "i32",
+    DType.I64: "i64",
+    DType.U8: "u8",
+    DType.U16: "u16",
+    DType.U32: "u32",
+    DType.U64: "u64",
+    DType.BOOL: "b8",
+}
+
+INFIX = {
+    ScalarOp.ADD: "+",
+    ScalarOp.SUB: "-",
+    ScalarOp.MUL: "*",
+    ScalarOp.LT: "<",
+    ScalarOp.LE: "<=",
+    ScalarOp.GT: ">",
+    ScalarOp.GE: ">=",
+    ScalarOp.EQ: "==",
+    ScalarOp.NE: "!=",
+    ScalarOp.AND: "&",
+    ScalarOp.OR: "|",
+    ScalarOp.XOR: "^",
+    ScalarOp.BITAND: "&",
+    ScalarOp.BITOR: "|",
+    ScalarOp.BITXOR: "^",
+}
+
+FLOAT_FUNCTIONS = {
+    ScalarOp.MAX: "maximum",
+    ScalarOp.MIN: "minimum",
+    ScalarOp.MOD: "floor_mod",
+    ScalarOp.REM: "mod",
+    ScalarOp.POW: "pow",
+    ScalarOp.ABS: "abs",
+    ScalarOp.SIGN: "sign",
+    ScalarOp.SQRT: "sqrt",
+    ScalarOp.EXP: "exp",
+    ScalarOp.LOG: "log",
+    ScalarOp.SIN: "sin",
+    ScalarOp.COS: "cos",
+    ScalarOp.TAN: "tan",
+    ScalarOp.ASIN: "asin",
+    ScalarOp.ACOS: "acos",
+    ScalarOp.ATAN: "atan",
+    ScalarOp.SINH: "sinh",
+    ScalarOp.COSH: "cosh",
+    ScalarOp.TANH: "tanh",
+    ScalarOp.ASINH: "asinh",
+    ScalarOp.ACOSH: "acosh",
+    ScalarOp.ATANH: "atanh",
+    ScalarOp.ERF: "erf",
+    ScalarOp.SIGMOID: "sigmoid",
+    ScalarOp.LOG1P: "log1p",
+    ScalarOp.EXPM1: "expm1",
+    ScalarOp.FLOOR: "floor",
+    ScalarOp.CEIL: "ceil",
+    ScalarOp.RINT: "rint",
+    ScalarOp.TRUNC: "trunc",
+    ScalarOp.ISNAN: "isnan",
+    ScalarOp.ISINF: "isinf",
+}
+
+INTEGER_FUNCTIONS = {
+    ScalarOp.MAX: "max",
+    ScalarOp.MIN: "min",
+    ScalarOp.ABS: "abs",
+    ScalarOp.SIGN: "sign_int",
+    ScalarOp.POW: "pow_int",
+    ScalarOp.SHL: "shift_left",
+    ScalarOp.SHR: "shift_right",
+}
+
+CHECKED = {
+    ScalarOp.DIV: "checked_div",
+    ScalarOp.REM: "checked_rem",
+    ScalarOp.MOD: "checked_floor_mod",
+    ScalarOp.CHECK: "checked_index",
+}
+
+BUILTIN = frozenset(("max", "min"))

@@ -1,0 +1,162 @@
+"""Which real tensors share a kernel: reductions with the maps that complete them, and everything that works row by row.
+
+Legality (`may_join` returns the reason it may not), gain and application are apart; the reasons are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tilewright.fusion.contraction import Contraction
+from tilewright.fusion.inline import Program, _reads_in_place, label
+from tilewright.loops.ir import Load, Var, walk
+from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
+
+MAX_SERIAL_WORK = 1 << 15  # elements that one task may take on so that kernels can be fused
+MIN_ROWS = 4  # fewer rows are too few tasks
+
+
+@dataclass(eq=False)
+class Group:
+    """Tensors computed by one kernel, in order. `rows` names, for each member, its axes that are the group's rows."""
+
+    members: list[Compute]
+    rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    contraction: Contraction | None = None
+    nest: Nest | None = None
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return self.nest.outputs if self.nest else self.members
+
+    @property
+    def label(self) -> str:
+        """The operators inside, in order."""
+        if self.nest:
+            return self.nest.op or "Nest"
+        return "+".join(dict.fromkeys(m.op for m in self.members if m.op)) or "Map"
+
+
+def form_groups(program: Program) -> list[Group]:
+    """Groups in an order in which they can run."""
+    return _Grouper(program).run()
+
+
+class _Grouper:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.output_names = {t.name for t in program.outputs}
+        self.group_of: dict[str, Group] = {}
+        self.groups: list[Group] = []
+        self.before: dict[int, set[int]] = {}  # groups that must run before a group, transitively
+
+    def run(self) -> list[Group]:
+        for t in self.program.order:
+            if isinstance(t, NestOutput):
+                self._add_nest(t)
+            elif isinstance(t, Compute):
+                self._add(t)
+        return self._sorted()
+
+    def _add_nest(self, t: NestOutput) -> None:
+        whole = t.nest[0]
+        found = next((g for g in self.groups if g.nest is whole), None)
+        if found is None:
+            self._place(Group([], nest=whole), t)
+        else:
+            self.group_of[t.name] = found
+
+    def _add(self, t: Compute) -> None:
+        candidates = {id(g): g for s in sources(t) if (g := self.group_of.get(s.name)) and not g.nest}
+        for g in reversed(candidates.values()):
+            rows, why = self._may_join(t, g)
+            if why is None:
+                g.members.append(t)
+                g.rows[t.name] = rows
+                self._place(g, t)
+                return
+            self.program.decisions.append(f"{label(t)} does not share a kernel with {g.label}: {why}")
+        self._place(_alone(t, self.program.contractions.get(t.name)), t)
+
+    def _place(self, g: Group, t: Tensor) -> None:
+        if g not in self.groups:
+            self.groups.append(g)
+            self.before[id(g)] = set()
+        self.group_of[t.name] = g
+        for s in sources(t):
+            other = self.group_of.get(s.name)
+            if other is not None and other is not g:
+                gained = {id(other)} | self.before[id(other)]
+                for later in self.groups:
+                    if later is g or id(g) in self.before[id(later)]:
+                        self.before[id(later)] |= gained
+
+    def _may_join(self, t: Compute, g: Group) -> tuple[tuple[str, ...], str | None]:
+        """The axes of t that are the rows of g, or why it may not join."""
+        others = [o for s in sources(t) if (o := self.group_of.get(s.name)) and o is not g]
+        if any(id(g) in self.before[id(o)] for o in others):
+            return (), "another kernel would have to run between them"
+        if t.name in self.program.contractions:
+            return (), "a matmul or convolution starts a kernel of its own"
+        if g.contraction is not None:
+            return self._may_complete(t, g)
+        if not any(m.reduction for m in g.members):
+            return (), "the producer has no rows to share"
+        rows = self._align(t, g)
+        if rows is None:
+            return (), "it reads the producer across rows"
+        if t.reduction is not None and {a for a, n in zip(t.axes, t.shape, strict=True) if n > 1} != set(rows):
+            return (), "it reduces over other axes"
+        count = int(np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64))
+        if count < MIN_ROWS and _work(t) > MAX_SERIAL_WORK:
+            return (), f"{count} rows are too few tasks for {_work(t)} elements"
+        return rows, None
+
+    def _may_complete(self, t: Compute, g: Group) -> tuple[tuple[str, ...], str | None]:
+        """A contraction takes one more map: the one that reads it in place and is its only reader."""
+        root = g.members[0]
+        if len(g.members) > 1 or t.reduction is not None:
+            return (), "the matmul or convolution already has its epilogue"
+        if root.name in self.output_names or len(self.program.consumers[root.name]) > 1:
+            return (), "the result of the matmul or convolution is needed elsewhere too"
+        if not _reads_in_place(t, root):
+            return (), "it reads the matmul or convolution at other places than its own"
+        return t.axes, None
+
+    def _align(self, t: Compute, g: Group) -> tuple[str, ...] | None:
+        """The axes of t along which it walks the rows of g, if every read of g's members agrees on them."""
+        found: tuple[str, ...] | None = None
+        extents = dict(zip(t.axes, t.shape, strict=True))
+        for n in walk(t.body):
+            if not isinstance(n, Load) or self.group_of.get(n.buffer.name) is not g:
+                continue
+            member = next(m for m in g.members if m.name == n.buffer.name)
+            sizes = dict(zip(member.axes, member.shape, strict=True))
+            here = []
+            for axis in g.rows[member.name]:
+                at = n.index[member.axes.index(axis)]
+                if not isinstance(at, Var) or extents.get(at.name) != sizes[axis]:
+                    return None
+                here.append(at.name)
+            if len(set(here)) < len(here) or (found is not None and tuple(here) != found):
+                return None
+            found = tuple(here)
+        return found
+
+    def _sorted(self) -> list[Group]:
+        return sorted(self.groups, key=lambda g: len(self.before[id(g)]))
+
+
+def _alone(t: Compute, contraction: Contraction | None) -> Group:
+    if contraction is not None:
+        return Group([t], {t.name: t.axes}, contraction)
+    rows = tuple(a for a, n in zip(t.axes, t.shape, strict=True) if n > 1) if t.reduction else ()
+    return Group([t], {t.name: rows})
+
+
+def _work(t: Compute) -> int:
+    inner = int(np.prod([n for _, n in t.reduction.axes], dtype=np.int64)) if t.reduction else 1
+    return t.size * inner

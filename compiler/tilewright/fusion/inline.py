@@ -1,0 +1,280 @@
+"""Which producers are computed inside their consumers. Each edge is decided on its own, and the reason is kept.
+
+Afterwards only *real* tensors are left: those that some kernel stores. A producer that one consumer inlines and
+another does not is both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tilewright.fusion.contraction import Contraction, find_contraction
+from tilewright.loops.affine import simplify_loads
+from tilewright.loops.ir import Apply, Expr, Load, Select, Var, children, rewrite, substitute, variables, walk
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.tensor import Compute, Constant, NestOutput, Placeholder, Tensor, sources
+
+MAX_NODES = 300  # expression nodes of one kernel's body
+CHEAP = 3  # arithmetic that is sooner done again than loaded
+EXPENSIVE = frozenset(
+    getattr(ScalarOp, n)
+    for n in "EXP LOG SIN COS TAN ASIN ACOS ATAN SINH COSH TANH ASINH ACOSH ATANH ERF SIGMOID LOG1P EXPM1 POW".split()
+)
+
+
+@dataclass
+class Program:
+    """What is left to compute after inlining: real tensors in order, producers first."""
+
+    inputs: tuple[Placeholder, ...]
+    outputs: tuple[Tensor, ...]
+    order: list[Tensor]
+    consumers: dict[str, list[Tensor]]
+    contractions: dict[str, Contraction]
+    decisions: list[str] = field(default_factory=list)
+
+
+def ranges_of(t: Compute) -> dict[str, tuple[float, float]]:
+    """The range of every axis of a compute."""
+    extents = list(zip(t.axes, t.shape, strict=True)) + list(t.reduction.axes if t.reduction else ())
+    return {a: (0.0, float(n) - 1) for a, n in extents}
+
+
+def topological(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors that the outputs are computed from, producers first."""
+    done: dict[str, Tensor] = {}
+    stack: list[tuple[Tensor, bool]] = [(t, False) for t in reversed(outputs)]
+    while stack:
+        t, ready = stack.pop()
+        if t.name in done:
+            continue
+        if ready:
+            done[t.name] = t
+            continue
+        stack.append((t, True))
+        stack.extend((s, False) for s in sources(t) if s.name not in done)
+    return list(done.values())
+
+
+def inline(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Program:
+    """The program in which every edge that may and should be inlined is."""
+    return _Inliner(inputs, outputs).run()
+
+
+class _Inliner:
+    def __init__(self, inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> None:
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.order = topological(outputs)
+        self.consumers: dict[str, list[Tensor]] = {t.name: [] for t in self.order}
+        for t in self.order:
+            for s in sources(t):
+                self.consumers[s.name].append(t)
+        self.output_names = {t.name for t in outputs}
+        self.done: dict[str, Tensor] = {}
+        self.contractions: dict[str, Contraction] = {}
+        self.decisions: list[str] = []
+        self.math_ok = self._views_that_take_math()
+        self.evaluations: dict[str, float] = {}
+
+    def run(self) -> Program:
+        for t in self.order:
+            self.done[t.name] = self._visit(t) if isinstance(t, Compute) else t
+        outputs = tuple(self.done[t.name] for t in self.outputs)
+        order = [self.done[t.name] for t in topological(outputs)]
+        consumers: dict[str, list[Tensor]] = {t.name: [] for t in order}
+        for t in order:
+            for s in sources(t):
+                consumers[s.name].append(t)
+        live = {n: c for n, c in self.contractions.items() if n in consumers}
+        return Program(self.inputs, outputs, order, consumers, live, self.decisions)
+
+    def _views_that_take_math(self) -> set[str]:
+        """Views whose readers can compute as they read: not those that end in a tile or in a hand-written nest."""
+        good: set[str] = set()
+        for t in reversed(self.order):
+            if isinstance(t, Compute) and is_view(t) and all(self._takes_math(c, good) for c in self.consumers[t.name]):
+                good.add(t.name)
+        return good
+
+    def _takes_math(self, consumer: Tensor, good: set[str]) -> bool:
+        if not isinstance(consumer, Compute) or find_contraction(consumer) is not None:
+            return False
+        return not is_view(consumer) or consumer.name in good
+
+    def _visit(self, t: Compute) -> Compute:
+        return self._lay_out(self._inline_into(t))
+
+    def _lay_out(self, t: Compute) -> Compute:
+        """t with channels innermost in memory, where it asks for that or follows a tensor that has it.
+
+        The results of a model have C order, whatever comes before them.
+        """
+        if t.rank < 3 or t.name in self.output_names or not (t.channels_last or self._follows(t)):
+            return t
+        return replace(t, strides=channels_last_strides(t.shape))
+
+    def _follows(self, t: Compute) -> bool:
+        loads = [n for n in walk(t.body) if isinstance(n, Load) and len(n.index) == t.rank and n.buffer.strides]
+        return any(
+            n.buffer.strides == channels_last_strides(n.buffer.shape)
+            and all(variables(i) <= {a} for i, a in zip(n.index, t.axes, strict=True))
+            for n in loads
+        )
+
+    def _inline_into(self, t: Compute) -> Compute:
+        contraction = find_contraction(t)
+        chosen = {s.name for s in sources(t) if isinstance(self.done[s.name], Compute)}
+        if contraction is not None:
+            return self._visit_contraction(t, contraction, chosen)
+        chosen = {n for n in chosen if not self._refuse(self.done[n], t)}
+        return self._apply(t, chosen)
+
+    def _visit_contraction(self, t: Compute, contraction: Contraction, chosen: set[str]) -> Compute:
+        views = set()
+        for n in chosen:
+            p = self.done[n]
+            if isinstance(p, Compute) and p.reduction is None and is_view(p):
+                trial = self._apply(t, views | {n})
+                found = find_contraction(trial)
+                if found is not None:
+                    views.add(n)
+                    contraction = found
+                else:
+                    self._note(p, t, "the tile could not step through it with fixed strides")
+            elif isinstance(p, Compute) and p.reduction is None:
+                self._note(p, t, "arithmetic on a matmul operand would be repeated for every tile")
+        result = self._apply(t, views)
+        self.contractions[t.name] = find_contraction(result) or contraction
+        return result
+
+    def _refuse(self, p: Tensor, c: Compute) -> str | None:
+        """Why c does not compute p as it reads it, or None."""
+        why = self._why_not(p, c)
+        if why and isinstance(p, Compute) and p.reduction is None:
+            self._note(p, c, why)
+        return why
+
+    def _why_not(self, p: Tensor, c: Compute) -> str | None:
+        if not isinstance(p, Compute) or p.reduction is not None:
+            return "it is a reduction"
+        if not sources(p):
+            return None
+        view = is_view(p)
+        if not view and is_view(c) and c.name not in self.math_ok:
+            return "its readers need plain memory"
+        if self._is_epilogue(p) and not (len(self.consumers[p.name]) == 1 and _reads_in_place(c, p)):
+            return "it stays with the reduction it completes"
+        if p.name in self.output_names and not view and cost(p.body) > CHEAP:
+            return "it is an output, so it is in memory anyway"
+        if not view and self._repetition(p) > (4.0 if cost(p.body) <= CHEAP else 1.0):
+            return f"it would be computed {self._repetition(p):.0f} times over"
+        if count_nodes(p.body) * max(1, _loads(c.body, p.name)) + count_nodes(c.body) > MAX_NODES:
+            return "the kernel would grow too large"
+        return None
+
+    def _is_epilogue(self, p: Compute) -> bool:
+        return any(
+            isinstance(s, Compute) and s.reduction is not None and self._sole_reader(s, p) and _reads_in_place(p, s)
+            for s in sources(p)
+        )
+
+    def _sole_reader(self, s: Tensor, p: Compute) -> bool:
+        """Whether s is read by p alone, as far as p has taken over its producers' reads."""
+        readers = {c.name for c in self.consumers[s.name]}
+        return s.name not in self.output_names and len(readers) == 1
+
+    def _repetition(self, p: Compute) -> float:
+        if p.name not in self.evaluations:
+            total = 0.0
+            for c in self.consumers[p.name]:
+                if isinstance(c, Compute):
+                    domain = c.size * float(np.prod([n for _, n in c.reduction.axes])) if c.reduction else c.size
+                    total += domain * _loads(c.body, p.name)
+            self.evaluations[p.name] = total / max(p.size, 1)
+        return self.evaluations[p.name]
+
+    def _apply(self, t: Compute, chosen: set[str]) -> Compute:
+        """t with the chosen producers' bodies in place of their loads, and other producers in their final form."""
+        memo: dict[tuple[str, tuple[Expr, ...]], Expr] = {}
+
+        def rule(n: object) -> Expr | None:
+            if not isinstance(n, Load):
+                return None
+            p = self.done[n.buffer.name]
+            if n.buffer.name not in chosen or not isinstance(p, Compute):
+                return Load(p, n.index) if p is not n.buffer else None
+            key = (p.name, n.index)
+            if key not in memo:
+                memo[key] = substitute(p.body, dict(zip(p.axes, n.index, strict=True)))  # type: ignore[assignment]
+            return memo[key]
+
+        body = rewrite(t.body, rule)  # type: ignore[arg-type]
+        if body is t.body:
+            return t
+        return replace(t, body=simplify_loads(body, ranges_of(t)))
+
+    def _note(self, p: Tensor, c: Compute, why: str) -> None:
+        self.decisions.append(f"{label(p)} is not computed inside {label(c)}: {why}")
+
+
+def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of an N, C, spatial... tensor that is stored as N, spatial..., C."""
+    order = (0, *range(2, len(shape)), 1)
+    strides, step = [0] * len(shape), 1
+    for k in reversed(order):
+        strides[k] = step
+        step *= shape[k]
+    return tuple(strides)
+
+
+def label(t: Tensor) -> str:
+    """A tensor in messages: its operator and shape."""
+    name = t.op if isinstance(t, Compute) else t.nest[0].op if isinstance(t, NestOutput) else type(t).__name__
+    return f"{name or 'value'}[{'x'.join(map(str, t.shape))}]"
+
+
+def is_view(t: Compute) -> bool:
+    """Whether the elements are those of another tensor, at other places."""
+    return t.reduction is None and isinstance(t.body, Load)
+
+
+def is_constant(t: Tensor) -> bool:
+    return isinstance(t, Constant)
+
+
+def _reads_in_place(c: Compute, p: Tensor) -> bool:
+    """Whether every read of p in the map c is at c's own index."""
+    if c.reduction is not None or c.shape != p.shape:
+        return False
+    here = tuple(Var(a) for a in c.axes)
+    loads = [n for n in walk(c.body) if isinstance(n, Load) and n.buffer.name == p.name]
+    return all(_same_place(n.index, here, c.shape) for n in loads)
+
+
+def _same_place(index: tuple[Expr, ...], here: tuple[Var, ...], shape: tuple[int, ...]) -> bool:
+    return all(n == 1 or i == v for i, v, n in zip(index, here, shape, strict=True))
+
+
+def _loads(body: Expr, name: str) -> int:
+    return sum(isinstance(n, Load) and n.buffer.name == name for n in walk(body))
+
+
+def count_nodes(e: Expr) -> int:
+    """Nodes of an expression when printed in full."""
+    return 1 + sum(count_nodes(c) for c in children(e))  # type: ignore[arg-type]
+
+
+def cost(e: Expr) -> int:
+    """Rough work of one evaluation, in additions."""
+    own = 0
+    match e:
+        case Load():
+            return 0
+        case Apply(op=op):
+            own = 10 if op in EXPENSIVE else 4 if op in (ScalarOp.DIV, ScalarOp.SQRT) else 1
+        case Select():
+            own = 1
+    return own + sum(cost(c) for c in children(e))  # type: ignore[arg-type]

@@ -1,0 +1,226 @@
+"""The column operand of every contraction, copied into panels: [batch..., panel, depth..., lane].
+
+A constant is packed once and shared by all plans; anything else is packed by a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from tilewright.fusion.contraction import Contraction, Operand, address
+from tilewright.fusion.inline import Program, ranges_of
+from tilewright.loops.affine import Linear, linear, simplify_loads
+from tilewright.loops.ir import Apply, Cast, Const, Expr, Load, Select, Var, dtype_of, substitute, variables
+from tilewright.loops.locate import offset
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.common import cast
+from tilewright.ops.evaluate import evaluate
+from tilewright.ops.tensor import Compute, Constant, Reduction, Tensor, compute, constant, sources
+
+PackKey = tuple[int, tuple[int, ...], str]
+
+
+class PackedWeights:
+    """Packed constants by what they were packed from and how; shared by all plans of a model."""
+
+    def __init__(self) -> None:
+        self._packed: dict[PackKey, tuple[np.ndarray, np.ndarray]] = {}  # the source stays alive with its copy
+
+    def get(self, packed: Compute) -> np.ndarray:
+        """The elements of `packed`, a map of one constant."""
+        (source,) = sources(packed)
+        assert isinstance(source, Constant)
+        key = (id(source.value), packed.shape, _signature(packed))
+        if key not in self._packed:
+            self._packed[key] = (source.value, _materialize(packed, source))
+        return self._packed[key][1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(copy.nbytes for _, copy in self._packed.values())
+
+
+def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWeights) -> Program:
+    """The program with every contraction reading panels. `lanes`: vector length by bits of an element."""
+    order: list[Tensor] = []
+    done: dict[str, Tensor] = {}
+    for t in program.order:
+        contraction = program.contractions.get(t.name)
+        if isinstance(t, Compute) and contraction is not None:
+            t, contraction = _merge_depth(t, contraction)
+            packed = _panels(t, contraction, lanes[t.dtype.bits])
+            stored: Tensor = constant(weights.get(packed), packed.dtype) if _is_constant(packed) else packed
+            t, program.contractions[t.name] = _read_panels(t, contraction, stored)
+            order.append(stored)
+            program.consumers[stored.name] = [t]
+            for s in sources(packed):
+                program.consumers[s.name].append(stored)
+        order.append(t)
+        done[t.name] = t
+    program.order = order
+    program.outputs = tuple(done.get(t.name, t) for t in program.outputs)
+    return program
+
+
+def _is_constant(packed: Compute) -> bool:
+    found = sources(packed)
+    return len(found) == 1 and isinstance(found[0], Constant)
+
+
+def _merge_depth(t: Compute, c: Contraction) -> tuple[Compute, Contraction]:
+    """Summed axes that `a` steps through as through one become one."""
+    assert t.reduction is not None
+    depth, extents = list(c.depth), dict(t.reduction.axes)
+    guarded: frozenset[str] = frozenset().union(*(variables(g) for g in c.a.guards)) if c.a.guards else frozenset()
+    body, load = t.body, c.a.load
+    for k in range(len(depth) - 2, -1, -1):
+        outer, inner = depth[k], depth[k + 1]
+        form = address(replace(t, body=body, reduction=Reduction(ScalarOp.ADD, tuple(extents.items()))), load)
+        n = extents[inner]
+        if {outer, inner} & guarded or form.coefficient(outer) != form.coefficient(inner) * n:
+            continue
+        env: dict[str, Expr] = {outer: Var(inner) // n, inner: Var(inner) % n}
+        extents[inner] = extents.pop(outer) * n
+        ranges = {a: (0.0, float(e) - 1) for a, e in [*zip(t.axes, t.shape, strict=True), *extents.items()]}
+        body = simplify_loads(substitute(body, env), ranges)  # type: ignore[arg-type]
+        load = substitute(load, env)  # type: ignore[assignment]
+        c = replace(c, a=Operand(load, c.a.guards), b=_substituted(c.b, env))
+        depth.pop(k)
+    merged = replace(t, body=body, reduction=Reduction(ScalarOp.ADD, tuple((a, extents[a]) for a in depth)))
+    return merged, replace(c, depth=tuple(depth))
+
+
+def _substituted(o: Operand, env: dict[str, Expr]) -> Operand:
+    guards = tuple(substitute(g, env) for g in o.guards)
+    return Operand(substitute(o.load, env), guards)  # type: ignore[arg-type]
+
+
+def _panel_width(columns: int, lanes: int) -> int:
+    """Two vectors, or one where that wastes less."""
+    wide = 2 * lanes
+    return wide if columns > 3 * wide or columns % wide == 0 or columns % wide > lanes else lanes
+
+
+def _panels(t: Compute, c: Contraction, lanes: int) -> Compute:
+    """The packed operand as a map."""
+    assert t.reduction is not None
+    sizes = dict(zip(t.axes, t.shape, strict=True))
+    extents = dict(t.reduction.axes)
+    batch = _batch(t, c)
+    width, columns = _panel_width(sizes[c.columns], lanes), sizes[c.columns]
+    shape = (*(sizes[a] for a in batch), -(-columns // width), *(extents[d] for d in c.depth), width)
+
+    def element(*i: Expr) -> Expr:
+        column = i[len(batch)] * width + i[-1]
+        env = dict(zip((*batch, *c.depth), (*i[: len(batch)], *i[len(batch) + 1 : -1]), strict=True))
+        o = _substituted(c.b, {**env, c.columns: column})
+        guards = [*o.guards, *([column < columns] if columns % width else [])]
+        value = cast(t.dtype, o.load)
+        if not guards:
+            return value
+        whole = guards[0]
+        for g in guards[1:]:
+            whole = Apply(ScalarOp.AND, (whole, g))
+        return Select(whole, value, Const(0.0, t.dtype))
+
+    packed = compute(shape, element)
+    return replace(packed, body=simplify_loads(packed.body, ranges_of(packed)), op="Pack")
+
+
+def _batch(t: Compute, c: Contraction) -> list[str]:
+    return [a for a in t.axes if a in c.b.axes and a != c.columns]
+
+
+def _read_panels(t: Compute, c: Contraction, stored: Tensor) -> tuple[Compute, Contraction]:
+    width = stored.shape[-1]
+    column = Var(c.columns)
+    index = (*(Var(a) for a in _batch(t, c)), column // width, *(Var(d) for d in c.depth), column % width)
+    b = Load(stored, index)
+    a: Expr = c.a.load
+    for g in reversed(c.a.guards):
+        a = Select(g, a, Const(0.0, dtype_of(a)))
+    body = Apply(ScalarOp.MUL, (a, b))
+    return replace(t, body=body), replace(c, b=Operand(b))
+
+
+def _signature(packed: Compute) -> str:
+    """How a map reads its constant, in canonical names."""
+    env: dict[str, Expr] = {a: Var(f"p{k}") for k, a in enumerate(packed.axes)}
+    load = next(n for n in _loads(packed.body))
+    ranges = {f"p{k}": (0.0, float(n) - 1) for k, n in enumerate(packed.shape)}
+    where = offset(load.buffer, tuple(substitute(i, env) for i in load.index), ranges)  # type: ignore[misc]
+    guard = substitute(packed.body.condition, env) if isinstance(packed.body, Select) else None
+    return f"{packed.dtype} {where} {guard}"
+
+
+def _loads(e: Expr) -> list[Load]:
+    match e:
+        case Load():
+            return [e]
+        case Select(then=then):
+            return _loads(then)
+        case Cast(arg=arg):
+            return _loads(arg)
+    return []
+
+
+def _materialize(packed: Compute, source: Constant) -> np.ndarray:
+    """The packed array: by strided copies where the panels are that regular, element by element otherwise."""
+    load = _loads(packed.body)[0]
+    form = offset(source, load.index, ranges_of(packed))
+    tail = _tail_only(packed)
+    if form.nonlinear_axes() or tail is None:
+        return aligned(evaluate(packed))
+    out = aligned_zeros(packed.shape, packed.dtype.numpy)
+    flat = np.ascontiguousarray(source.value).reshape(-1)
+    panel_axis, columns = tail
+    width, whole = packed.shape[-1], columns // packed.shape[-1]
+    full = [slice(None)] * packed.rank
+    full[panel_axis] = slice(0, whole)
+    _copy(out[tuple(full)], flat, form, packed, 0)
+    if columns % width:
+        last = [slice(None)] * packed.rank
+        last[panel_axis], last[-1] = slice(whole, whole + 1), slice(0, columns % width)
+        _copy(out[tuple(last)], flat, form, packed, whole * form.coefficient(packed.axes[panel_axis]))
+    return out
+
+
+def _tail_only(packed: Compute) -> tuple[int, int] | None:
+    """The panel axis and number of columns, if nothing but the tail of the last panel is guarded."""
+    width, lane = packed.shape[-1], packed.axes[-1]
+    match packed.body:
+        case Select(condition=Apply(op=ScalarOp.LT, args=(left, Const(value=columns)))):
+            form = linear(left, {})
+            for k, a in enumerate(packed.axes[:-1]):
+                if dict(form.terms) == {Var(a): width, Var(lane): 1} and not form.constant:
+                    return k, int(columns)
+            return None
+        case Select():
+            return None
+    return 0, packed.shape[0] * width
+
+
+def _copy(out: np.ndarray, flat: np.ndarray, form: Linear, packed: Compute, shift: int) -> None:
+    start = form.constant + shift
+    strides = [form.coefficient(a) * flat.itemsize for a in packed.axes]
+    if out.size:
+        view = np.lib.stride_tricks.as_strided(flat[start:], out.shape, strides, writeable=False)
+        out[...] = view
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:  # type: ignore[type-arg]
+    """Zeros that start on a cache line."""
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.zeros(count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that starts on a cache line."""
+    out = aligned_zeros(array.shape, array.dtype)
+    out[...] = array
+    return out

@@ -1,0 +1,50 @@
+"""Small questions about loop nests that passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tilewright.loops.affine import Linear, Range, interval, linear
+from tilewright.loops.ir import Accumulate, Alloc, Buffer, Expr, For, Kernel, Load, Node, Stmt, Store, index_const, strides_of, walk
+
+
+def axis_ranges(node: Node) -> dict[str, Range]:
+    """The range of every loop axis below the node."""
+    ranges: dict[str, Range] = {}
+    for n in walk(node):
+        if isinstance(n, For):
+            ranges[n.axis] = (0.0, max(interval(n.extent, ranges)[1] - 1, 0.0))
+    return ranges
+
+
+def offset(buffer: Buffer, index: tuple[Expr, ...], ranges: Mapping[str, Range]) -> Linear:
+    """The element offset of an access as a linear form."""
+    total: Expr = index_const(0)
+    for i, s, n in zip(index, strides_of(buffer), buffer.shape, strict=True):
+        if n != 1:
+            total = total + i * s
+    return linear(total, ranges)
+
+
+def accesses(node: Node) -> list[Load | Store | Accumulate]:
+    """Every load, store and accumulate below the node."""
+    return [n for n in walk(node) if isinstance(n, (Load, Store, Accumulate))]
+
+
+def find_loop(kernel: Kernel, axis: str) -> For | None:
+    """The loop over `axis`, if there is one."""
+    return next((n for n in walk(kernel.body) if isinstance(n, For) and n.axis == axis), None)
+
+
+def outer_loops(body: Stmt) -> list[For]:
+    """The perfectly nested loops a body starts with, outermost first."""
+    found: list[For] = []
+    while isinstance(body, For):
+        found.append(body)
+        body = body.body
+    return found
+
+
+def allocations(node: Node) -> list[Buffer]:
+    """The local buffers below the node."""
+    return [n.buffer for n in walk(node) if isinstance(n, Alloc)]

@@ -1,0 +1,54 @@
+"""Where operators are registered and found. Only the newest version of each ONNX operator is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tilewright.ops.tensor import Tensor
+
+Operator = Callable[..., Tensor | Sequence[Tensor | None]]
+HostOperator = Callable[..., Any]
+
+_OPERATORS: dict[tuple[str, str], Operator] = {}
+_HOST: dict[tuple[str, str], HostOperator] = {}
+
+
+def op(name: str, domain: str = "") -> Callable[[Operator], Operator]:
+    """Register an operator as a tensor expression: operands by position (None where omitted), attributes by name."""
+
+    def register(function: Operator) -> Operator:
+        if (domain, name) in _OPERATORS:
+            raise ValueError(f"{domain}:{name} is registered twice")
+        _OPERATORS[domain, name] = function
+        return function
+
+    return register
+
+
+def host_op(name: str, domain: str = "") -> Callable[[HostOperator], HostOperator]:
+    """Register an operator that runs on the host: NumPy arrays, lists (sequences) or None in; the same out, one value
+    or a tuple. For what has no place in a loop nest: data-dependent shapes, sequences, strings."""
+
+    def register(function: HostOperator) -> HostOperator:
+        if (domain, name) in _HOST:
+            raise ValueError(f"{domain}:{name} is registered twice")
+        _HOST[domain, name] = function
+        return function
+
+    return register
+
+
+def find(domain: str, name: str) -> Operator | None:
+    """The tensor-expression definition of an operator, if there is one."""
+    return _OPERATORS.get((domain, name))
+
+
+def find_host(domain: str, name: str) -> HostOperator | None:
+    """The host definition of an operator, if there is one."""
+    return _HOST.get((domain, name))
+
+
+def is_defined(domain: str, name: str) -> bool:
+    """Whether the operator has a definition of its own, compiled or on the host."""
+    return (domain, name) in _OPERATORS or (domain, name) in _HOST

@@ -1,0 +1,321 @@
+"""A plan: everything that one signature needs, as a table of native calls that one call walks.
+
+Building it takes tensor expressions through fusion, lowering, scheduling and code generation; running it fills in
+the addresses of inputs and outputs and calls the executor once. Several threads may run one plan: each run takes an
+instance (arena and argument tables) of its own and gives it back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tilewright.codegen.emit import Emitted, emit
+from tilewright.errors import ExecutionError, UnsupportedError
+from tilewright.fusion.groups import form_groups
+from tilewright.fusion.inline import inline, label
+from tilewright.fusion.legalize import legalize
+from tilewright.fusion.lower import Lowered, lower
+from tilewright.fusion.pack import PackedWeights, aligned, pack_operands
+from tilewright.loops.ir import Accumulate, Const, For, Kernel, Node, Stmt, Store, Tile, children, walk
+from tilewright.loops.show import show
+from tilewright.loops.verify import verify
+from tilewright.ops.tensor import Constant, Placeholder, Tensor
+from tilewright.options import Options
+from tilewright.runtime.cache import KernelCache
+from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
+from tilewright.runtime.pool import Executor, Plan as Table
+from tilewright.schedule.heuristics import TileLimits, choose_schedule
+from tilewright_kernels.cpu import machine
+
+TASK_NANOSECONDS = 30_000  # work that is worth a task of its own
+NANOSECONDS_PER_POINT = 0.25  # one element of plain loops
+TASKS_PER_THREAD = 4
+
+
+@dataclass(frozen=True)
+class PlannedKernel:
+    """One kernel of a plan. Every level of it can be asked for."""
+
+    name: str
+    graph: str  # the operators it computes
+    loops: str  # the scheduled loop nest
+    schedule: tuple[str, ...]
+    source: str
+    tasks: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    kernel: Kernel = field(repr=False, compare=False)
+
+
+@dataclass
+class _Instance:
+    """Memory for one run at a time."""
+
+    arena: np.ndarray
+    arguments: np.ndarray
+    table: np.ndarray
+    errors: np.ndarray
+    call: Table
+
+
+def tile_limits() -> TileLimits:
+    """What fits the registers of the machine."""
+    return TileLimits({v: machine.tile_rows(v) for v in (1, 2)}, {bits: machine.lanes(bits) for bits in (32, 64)})
+
+
+class Plan:
+    """The compiled form of some outputs as functions of some inputs, for fixed shapes."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Placeholder],
+        outputs: Sequence[Tensor],
+        options: Options,
+        cache: KernelCache,
+        weights: PackedWeights,
+    ) -> None:
+        self._executor = Executor(options.threads, cache)
+        legal = legalize(outputs)
+        program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
+        program = pack_operands(program, tile_limits().lanes, weights)
+        self.decisions = program.decisions
+        lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
+        scheduled = [verify(choose_schedule(n, tile_limits())) for n in lowered]
+        emitted = [emit(k) for k in scheduled]
+        addresses = cache.load([e.text for e in emitted])
+        self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
+        self.kernels = [
+            self._describe(k, n, s, e) for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
+        ]
+        self._free: list[_Instance] = []
+
+    # -- building
+
+    def _lay_out(
+        self,
+        inputs: Sequence[Placeholder],
+        outputs: Sequence[Tensor],
+        lowered: Sequence[Lowered],
+        kernels: Sequence[Kernel],
+        emitted: Sequence[Emitted],
+        addresses: Sequence[int],
+    ) -> None:
+        self._inputs, self._outputs = list(inputs), list(outputs)
+        self._constants: dict[str, np.ndarray] = {}
+        input_at = {t.name: k for k, t in enumerate(inputs)}
+        output_at: dict[str, int] = {}
+        for k, t in enumerate(outputs):
+            if not isinstance(t, (Placeholder, Constant)):
+                output_at.setdefault(t.name, k)
+        self._output_at = output_at
+        offsets = self._allocate(lowered, input_at, output_at)
+        values: list[int] = []
+        self._relocations: list[tuple[int, int]] = []  # (slot, arena offset)
+        self._input_slots: list[tuple[int, int]] = []
+        self._output_slots: list[tuple[int, int]] = []
+        self._error_slots: list[int] = []
+        rows: list[tuple[int, int, int]] = []
+        self._checks: list[int] = []
+        for n, kernel, e, address in zip(lowered, kernels, emitted, addresses, strict=True):
+            start = len(values)
+            self._error_slots.append(start)
+            values.append(0)
+            for t in n.tensors:
+                slot = len(values)
+                values.append(0)
+                if isinstance(t, Constant):
+                    values[slot] = self._constant(t)
+                elif t.name in input_at:
+                    self._input_slots.append((slot, input_at[t.name]))
+                elif t.name in output_at:
+                    self._output_slots.append((slot, output_at[t.name]))
+                else:
+                    self._relocations.append((slot, offsets[t.name]))
+            values.extend(e.numbers)
+            tasks, chunk = self._tasks(kernel, e)
+            values.append(chunk)
+            rows.append((address, tasks, start))
+            self._checks.append(e.checks)
+        self._values = np.array(values, np.int64)
+        self._rows = rows
+        parallel = [k for k, (_, tasks, _) in enumerate(rows) if tasks > 1]
+        self._last_parallel = max(parallel, default=-1)
+
+    def _allocate(
+        self, lowered: Sequence[Lowered], input_at: Mapping[str, int], output_at: Mapping[str, int]
+    ) -> dict[str, int]:
+        spans: dict[str, list[int]] = {}
+        sizes: dict[str, int] = {}
+        for step, n in enumerate(lowered):
+            for t in n.tensors:
+                if isinstance(t, Constant) or t.name in input_at or t.name in output_at:
+                    continue
+                spans.setdefault(t.name, [step, step])[1] = step
+                sizes[t.name] = max(t.size, 1) * t.dtype.itemsize
+        lifetimes = [Lifetime(sizes[name], a, b) for name, (a, b) in spans.items()]
+        offsets, self.arena_bytes = place(lifetimes)
+        if self.arena_bytes > MAX_BYTES:
+            raise UnsupportedError(f"the plan needs {self.arena_bytes >> 30} GiB for intermediate results")
+        return dict(zip(spans, offsets, strict=True))
+
+    def _constant(self, t: Constant) -> int:
+        if t.name not in self._constants:
+            value = t.value
+            whole = value.flags.c_contiguous and value.ctypes.data % 64 == 0
+            self._constants[t.name] = value if whole else aligned(value)
+        return int(self._constants[t.name].ctypes.data)
+
+    def _tasks(self, kernel: Kernel, e: Emitted) -> tuple[int, int]:
+        """How many tasks a kernel is cut into, and the iterations of each."""
+        if e.iterations is None:
+            return 1, 0
+        nanoseconds = work(kernel) * NANOSECONDS_PER_POINT
+        most = self._executor.threads * TASKS_PER_THREAD if self._executor.threads > 1 else 1
+        wanted = max(1, min(int(nanoseconds / TASK_NANOSECONDS), most, e.iterations))
+        chunk = -(-e.iterations // wanted)
+        return -(-e.iterations // chunk), chunk
+
+    def _describe(self, k: int, n: Lowered, kernel: Kernel, e: Emitted) -> PlannedKernel:
+        written = kernel.outputs
+        names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
+        return PlannedKernel(
+            name=f"k{k}_{_identifier(n.group.label)}",
+            graph=n.group.label,
+            loops=show(kernel),
+            schedule=tuple(map(str, kernel.schedule)),
+            source=e.text,
+            tasks=self._rows[k][1],
+            reads=tuple(v for b, v in names.items() if b not in written),
+            writes=tuple(v for b, v in names.items() if b in written),
+            kernel=kernel,
+        )
+
+    # -- running
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs, fresh and in C order, for inputs in the plan's order, C-contiguous."""
+        results = self._results(arrays)
+        if self._rows:
+            instance = self._take()
+            try:
+                self._bind(instance, arrays, results)
+                instance.call()
+                self._check(instance)
+            finally:
+                self._free.append(instance)
+        return self._shared(results, arrays)
+
+    def _results(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        out = []
+        for t in self._outputs:
+            if isinstance(t, Constant):
+                out.append(t.value.copy())
+            elif isinstance(t, Placeholder):
+                out.append(next(a for s, a in zip(self._inputs, arrays, strict=True) if s.name == t.name).copy())
+            else:
+                out.append(np.empty(t.shape, t.dtype.numpy))
+        return out
+
+    def _shared(self, results: list[np.ndarray], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """A tensor that is several outputs was computed into the first of them."""
+        for k, t in enumerate(self._outputs):
+            first = self._output_at.get(t.name, k)
+            if first != k:
+                results[k] = results[first].copy()
+        return results
+
+    def _take(self) -> _Instance:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._instance()
+
+    def _instance(self) -> _Instance:
+        raw = np.empty(self.arena_bytes + 64, np.uint8)
+        arena = raw[-raw.ctypes.data % 64 :]
+        arguments, errors = self._values.copy(), np.zeros(8, np.int64)
+        base = arguments.ctypes.data
+        for slot, offset in self._relocations:
+            arguments[slot] = arena.ctypes.data + offset
+        arguments[self._error_slots] = errors.ctypes.data
+        table = np.array([(f, tasks, base + 8 * start) for f, tasks, start in self._rows], np.int64)
+        call = self._executor.prepare(table.ctypes.data, len(self._rows), self._last_parallel)
+        return _Instance(arena, arguments, table, errors, call)
+
+    def _bind(self, instance: _Instance, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        arguments = instance.arguments
+        for slot, k in self._input_slots:
+            arguments[slot] = arrays[k].ctypes.data
+        for slot, k in self._output_slots:
+            arguments[slot] = results[k].ctypes.data
+
+    def _check(self, instance: _Instance) -> None:
+        if instance.errors[0]:
+            instance.errors[0] = 0
+            checked = [k.graph for k, c in zip(self.kernels, self._checks, strict=True) if c]
+            raise ExecutionError(
+                f"an index is out of range or an integer is divided by zero, in {' or '.join(dict.fromkeys(checked))}"
+            )
+
+    def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
+        """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's order."""
+        results = self._results(arrays)
+        instance = self._take()
+        self._bind(instance, arrays, results)
+        best = [math.inf] * len(self._rows)
+        for _ in range(repeats):
+            for k, (_, tasks, _) in enumerate(self._rows):
+                table = instance.table[k : k + 1]
+                call = self._executor.prepare(table.ctypes.data, 1, 0 if tasks > 1 else -1)
+                start = time.perf_counter()
+                call()
+                best[k] = min(best[k], time.perf_counter() - start)
+        self._free.append(instance)
+        return best
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the plan holds: an arena per thread that ran it at the same time, and tables."""
+        return (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
+
+
+def build_plan(
+    inputs: Sequence[Placeholder],
+    outputs: Sequence[Tensor],
+    options: Options,
+    cache: KernelCache,
+    weights: PackedWeights | None = None,
+) -> Plan:
+    """The plan that computes `outputs` from `inputs`; packed weights are shared through `weights`."""
+    return Plan(inputs, outputs, options, cache, weights or PackedWeights())
+
+
+def work(kernel: Kernel) -> float:
+    """Rough work of a kernel, in elements of plain loops; a multiplication on a tile is a fraction of one."""
+    return _work(kernel.body)
+
+
+def _work(s: Node) -> float:
+    match s:
+        case For(extent=extent, body=body):
+            return (float(extent.value) if isinstance(extent, Const) else 16.0) * _work(body)
+        case Tile(meaning=meaning):
+            return _work(meaning) / 10
+        case Store(value=value) | Accumulate(value=value):
+            return 0.2 + 0.2 * sum(1 for _ in walk(value))
+    return sum(_work(c) for c in children(s) if isinstance(c, Stmt)) if isinstance(s, Stmt) else 0.0
+
+
+def _identifier(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text.lower())[:40]
+
+
+def _has_work(outputs: Sequence[Tensor]) -> bool:
+    return any(t.size for t in outputs)
+
+

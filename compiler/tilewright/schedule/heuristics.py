@@ -1,0 +1,160 @@
+"""Which directives a kernel gets when nobody says otherwise. Depends on structure, extents and the machine only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tilewright.errors import ScheduleError
+from tilewright.fusion.contraction import Contraction
+from tilewright.fusion.lower import Lowered
+from tilewright.loops.ir import Accumulate, Const, For, Kernel, Load, LoopKind, Stmt, Store, walk
+from tilewright.loops.locate import axis_ranges, find_loop, offset, outer_loops
+from tilewright.schedule.directives import Bake, Bind, Block, Directive, Merge, Swap, Tensorize, schedule
+
+WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
+VECTOR_BLOCK = 64  # elements that are accumulated side by side where the summed axis is not contiguous
+
+
+@dataclass(frozen=True)
+class TileLimits:
+    """Rows that fit the registers, by number of vectors in a row; vector length by bits of an element."""
+
+    rows: dict[int, int]
+    lanes: dict[int, int]
+
+
+def choose_schedule(lowered: Lowered, limits: TileLimits) -> Kernel:
+    """The kernel with a schedule that suits its kind."""
+    if lowered.group.nest is not None:
+        return lowered.kernel
+    builder = _Builder(lowered.kernel)
+    if lowered.group.contraction is not None:
+        _tile(builder, lowered, lowered.group.contraction, limits)
+    elif any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body)):
+        _reduce(builder)
+    else:
+        _map(builder)
+    _bake_windows(builder)
+    return builder.kernel
+
+
+class _Builder:
+    """A kernel under scheduling: `attempt` applies a directive if it is legal."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def attempt(self, directive: Directive) -> bool:
+        try:
+            self.kernel = schedule(self.kernel, (directive,))
+        except ScheduleError:
+            return False
+        return True
+
+    @property
+    def axes(self) -> list[str]:
+        return [n.axis for n in outer_loops(self.kernel.body)]
+
+    def extent(self, axis: str) -> int:
+        found = find_loop(self.kernel, axis)
+        return int(found.extent.value) if found and isinstance(found.extent, Const) else 1
+
+
+def _merge_all(builder: _Builder, keep: Callable[[str], bool] = lambda axis: True) -> None:
+    """Merge neighbouring outer loops wherever that is legal, innermost first."""
+    k = len(builder.axes) - 2
+    while k >= 0:
+        outer, inner = builder.axes[k], builder.axes[k + 1]
+        if keep(inner):
+            builder.attempt(Merge(outer, inner))
+        k -= 1
+
+
+def _bind(builder: _Builder, axes: list[str]) -> None:
+    for axis in axes:
+        if not builder.attempt(Bind(axis)):
+            return
+
+
+def _map(builder: _Builder) -> None:
+    _merge_all(builder)
+    axes = builder.axes
+    _bind(builder, axes if len(axes) == 1 else axes[:-1])
+
+
+def _reduce(builder: _Builder) -> None:
+    _merge_all(builder)
+    axes = builder.axes
+    if axes and _prefers_vector_block(builder.kernel, axes[-1]):
+        extent = builder.extent(axes[-1])
+        blocks = -(-extent // VECTOR_BLOCK)
+        factor = min(-(-(extent // blocks + 1) // 16) * 16 if blocks > 1 else extent, extent)
+        builder.attempt(Block(axes[-1], factor, overlap=True))
+    _bind(builder, builder.axes)
+
+
+def _prefers_vector_block(kernel: Kernel, axis: str) -> bool:
+    """Whether the results along `axis` lie side by side in the operands while the summed elements do not."""
+    ranges = axis_ranges(kernel.body)
+    inner = _innermost(kernel.body)
+    loads = [n for s in walk(kernel.body) if isinstance(s, Accumulate) for n in walk(s.value) if isinstance(n, Load)]
+    forms = [offset(n.buffer, n.index, ranges) for n in loads if n.buffer.shape]
+    contiguous = sum(f.coefficient(axis) == 1 for f in forms)
+    along = sum(f.coefficient(a) == 1 for f in forms for a in inner)
+    return contiguous > along
+
+
+def _innermost(s: Stmt) -> set[str]:
+    """Axes of the loops directly around accumulations."""
+    return {
+        n.axis for n in walk(s) if isinstance(n, For) and isinstance(n.body, Accumulate) and n.kind is LoopKind.SERIAL
+    }
+
+
+def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimits) -> None:
+    positions = {a: f"row{k}" for k, a in enumerate(lowered.group.members[0].axes)}
+    columns = positions[c.columns]
+    rows = _merge_rows(builder, positions[c.rows]) if c.rows else ""
+    width = lowered.group.members[0].dtype.bits
+    panel = c.b.load.buffer.shape[-1]
+    vectors = max(1, panel // limits.lanes[width])
+    if rows:
+        builder.attempt(Swap(rows, columns))
+        height = _near_equal(builder.extent(rows), limits.rows[vectors])
+        if not builder.attempt(Block(rows, height, overlap=True)):
+            rows = ""
+    builder.attempt(Block(columns, panel))
+    builder.attempt(Tensorize(f"{columns}_i", f"{rows}_i" if rows else ""))  # plain loops remain otherwise
+    _bind(builder, builder.axes)
+
+
+def _merge_rows(builder: _Builder, rows: str) -> str:
+    """Merge the loops outside the rows into them as far as memory allows."""
+    while True:
+        axes = builder.axes
+        k = axes.index(rows)
+        if k == 0 or not builder.attempt(Merge(axes[k - 1], rows)):
+            return rows
+        rows = axes[k - 1]
+
+
+def _near_equal(extent: int, most: int) -> int:
+    """The height of blocks that cut `extent` into the fewest parts of nearly equal size."""
+    return -(-extent // -(-extent // most))
+
+
+def _bake_windows(builder: _Builder) -> None:
+    """Print small summed extents as literals."""
+    for n in list(walk(builder.kernel.body)):
+        if isinstance(n, For) and not n.baked and n.kind is LoopKind.SERIAL and _is_small(n) and _sums(n):
+            builder.attempt(Bake(n.axis))
+
+
+def _is_small(n: For) -> bool:
+    return isinstance(n.extent, Const) and int(n.extent.value) <= WINDOW
+
+
+def _sums(n: For) -> bool:
+    return any(isinstance(s, Accumulate) for s in walk(n.body)) and not any(isinstance(s, Store) for s in walk(n.body))
+
