@@ -61,7 +61,9 @@ def _encode_f16_by_integers(x: Number) -> Number:
     a = magnitude.as_float()
     # Denormal results: an ulp of 0.5 is 2^-24, the ulp of a denormal float16.
     small = (a + 0.5).bits() - 0x3F000000
-    normal = _logical_shift(magnitude - 0x38000000 + 0xFFF + (_logical_shift(magnitude, 13) & 1), 13)
+    normal = _logical_shift(
+        magnitude - 0x38000000 + 0xFFF + (_logical_shift(magnitude, 13) & 1), 13
+    )
     result = (a < 2.0**-14).choose(small, normal)
     result = (a >= 65520.0).choose(0x7C00, result)
     result = x.is_nan().choose(0x7E00, result)

@@ -39,11 +39,12 @@ class Machine:
 def machine() -> Machine:
     """The host, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask for.
 
-    As in Numba, a name without features (other than "generic") goes with the features of the host.
+    Unlike in Numba, the name of another processor does not keep the host's features.
     """
-    name = os.environ.get("NUMBA_CPU_NAME") or str(llvm.get_host_cpu_name())
+    host = str(llvm.get_host_cpu_name())
+    name = os.environ.get("NUMBA_CPU_NAME") or host
     stated = os.environ.get("NUMBA_CPU_FEATURES")
-    if stated is None and name != "generic":
+    if stated is None and name == host:
         features = {f for f, present in llvm.get_host_cpu_features().items() if present}
     else:
         features = _features(name, stated or "")

@@ -53,7 +53,9 @@ class Product:
         It is not unrolled: the processors overlap the iterations, and unrolled loads cost registers.
         """
         before = builder.block
-        head, body, end = (builder.append_basic_block(f"k.{part}") for part in ("head", "body", "end"))
+        head, body, end = (
+            builder.append_basic_block(f"k.{part}") for part in ("head", "body", "end")
+        )
         builder.branch(head)
         builder.position_at_end(head)
         k = builder.phi(I64)
@@ -94,7 +96,15 @@ def matmul(typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any
 
 @intrinsic
 def matmul_prefetch(
-    typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any, k: Any, ahead: Any, step: Any
+    typing: Any,
+    acc: Any,
+    a: Any,
+    row_stride: Any,
+    k_stride: Any,
+    b: Any,
+    k: Any,
+    ahead: Any,
+    step: Any,
 ) -> Any:
     """As `matmul`; iteration i also prefetches the cache line of ahead[i * step].
 

@@ -69,6 +69,10 @@ class Number:
         """The LLVM value of `other`; a plain number takes the type of this one."""
         return other.value if isinstance(other, Number) else constant(self.value.type, other)
 
+    def filled(self, value: float) -> Number:
+        """`value` in the type of this number."""
+        return self.of(constant(self.value.type, value))
+
     def call(self, name: str, *others: Operand) -> Number:
         """The intrinsic `llvm.NAME` of one type, applied to this number and others."""
         values = [self.value, *(self.like(o) for o in others)]
@@ -159,7 +163,7 @@ class Number:
 
     def polynomial(self, coefficients: Sequence[float]) -> Number:
         """Horner's rule, highest power first."""
-        result = self.of(constant(self.value.type, coefficients[0]))
+        result = self.filled(coefficients[0])
         for c in coefficients[1:]:
             result = result.fma(self, c)
         return result
