@@ -59,10 +59,10 @@ def constant_folding(node: Node, view: View) -> Replacement | None:
     values = {name: value for name, value in found if value is not None}
     if len(values) != len(dict(found)) or node.outputs in view.log.tried:
         return None
-    view.log.tried.add(node.outputs)
     refusal = _refusal(node, values)
     folded = refusal or _evaluate(node, values, view.graph)
     if isinstance(folded, str):
+        view.log.tried.add(node.outputs)
         view.log.unfolded[node.label] = folded
         return None
     return Replacement(constants=folded)
@@ -120,7 +120,7 @@ def _checked(
             return "its result is not a tensor"
         if (from_numpy(result.dtype), result.shape) != types[name]:
             return "the reference implementation contradicts shape inference"
-        made[name] = np.array(result, from_numpy(result.dtype).numpy)
+        made[name] = np.array(result, from_numpy(result.dtype).numpy, order="C")
         made[name].flags.writeable = False
     return made
 

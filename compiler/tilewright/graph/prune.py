@@ -10,7 +10,7 @@ import onnx
 
 from tilewright.graph.fold import RANDOM
 from tilewright.graph.ir import Array, Attribute, Graph, Node
-from tilewright.graph.rewrite import SimplifyLog, renamed_node
+from tilewright.graph.rewrite import SimplifyLog, inner_names, renamed_node
 
 SMALL = 1 << 10
 """Constants of at most this many bytes are compared by value."""
@@ -56,13 +56,13 @@ def share_equal_nodes(graph: Graph, log: SimplifyLog) -> Graph:
     seen: dict[Hashable, Node] = {}
     names: dict[str, str] = {}
     nodes: list[Node] = []
-    outputs = {o.name for o in graph.outputs}
+    outputs, inner = {o.name for o in graph.outputs}, inner_names(graph)
     for original in graph.nodes:
         node = renamed_node(original, names)
         node = map_graphs(node, lambda g: share_equal_nodes(g, log))
         key = _key(node, graph.constants)
         twin = seen.setdefault(key, node) if key is not None else node
-        if twin is node or outputs.intersection(node.outputs):
+        if twin is node or outputs.intersection(node.outputs) or inner.intersection(twin.outputs):
             nodes.append(node)
             continue
         log.applied.append(("equal node", node.label))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tilewright.graph.ir import Array, Attribute, Graph, Node
@@ -42,7 +42,7 @@ class View:
         self.outputs = {o.name for o in graph.outputs}
         self.computed = {name for node in graph.nodes for name in node.outputs}
         self._own = set(graph.defined_names())
-        self.inner = {n for g in _nested(graph) for n in g.defined_names()}
+        self.inner = inner_names(graph)
         self._names = self._own | self.inner
 
     def constant(self, name: str) -> Array | None:
@@ -166,11 +166,13 @@ class _Sweep:
         self.names[drop] = keep
 
 
-def _nested(graph: Graph) -> Iterator[Graph]:
+def inner_names(graph: Graph) -> set[str]:
+    """The names that nested graphs, at any depth, define."""
+    names: set[str] = set()
     for node in graph.nodes:
         for inner in node.subgraphs():
-            yield inner
-            yield from _nested(inner)
+            names |= inner.defined_names() | inner_names(inner)
+    return names
 
 
 def renamed_node(node: Node, names: Mapping[str, str], outputs: bool = False) -> Node:
