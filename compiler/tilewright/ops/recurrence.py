@@ -1,0 +1,355 @@
+"""What LSTM, GRU and RNN share: operands in one form, and the loops over directions, batch and
+time.
+
+The input products of the whole sequence are one contraction beforehand. A task then runs the
+recurrence for one direction and a few batch rows: it shares no state with other tasks, and the rows
+reuse the recurrent weights while these are in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tilewright.dtypes import DType
+from tilewright.errors import UnsupportedError
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Block,
+    Buffer,
+    Expr,
+    For,
+    If,
+    Load,
+    LoopKind,
+    Space,
+    Stmt,
+    Store,
+    Var,
+    as_expr,
+    index_const,
+)
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.common import cast, fail, maximum, minimum, reshape_to, select, view
+from tilewright.ops.gate_functions import Function, gate_functions
+from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
+
+LOCAL_BYTES = 256 << 10
+ROWS = 4  # batch rows that share a pass over the recurrent weights
+UNROLL = 4  # steps of the sum over the hidden state between two visits to a gate buffer
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The operands of a recurrent operator in one form, whatever the layout and direction."""
+
+    x: Tensor
+    products: Tensor  # [time, batch, direction * width]: the input's part of each gate, with bias
+    weights: Tensor  # [direction, hidden, width]
+    bias: Tensor | None  # [direction, 2 * width]
+    lengths: Tensor | None
+    initial: Tensor | None
+    functions: tuple[tuple[Function, ...], ...]  # by direction
+    steps: int
+    batch: int
+    hidden: int
+    gates: int
+    directions: int
+    reverse: bool  # the only direction is the reverse one
+    layout: int
+
+    @property
+    def dtype(self) -> DType:
+        """The type that the recurrence is computed in."""
+        return self.x.dtype.compute
+
+    @property
+    def width(self) -> int:
+        return self.gates * self.hidden
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of the whole result and of a final state."""
+        t, b, d, h = self.steps, self.batch, self.directions, self.hidden
+        return ((b, t, d, h), (b, d, h)) if self.layout else ((t, d, b, h), (d, b, h))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where the loops stand: a direction, a row of the task and of the batch, and a step."""
+
+    rec: Recurrence
+    direction: Expr
+    local: Expr
+    batch: Expr
+    step: Expr
+
+    def function(self, which: int, x: Expr) -> Expr:
+        """The activation function number `which` of this direction."""
+        choices = [f[which](x) for f in self.rec.functions]
+        return select(self.direction.eq(0), *choices) if len(choices) == 2 else choices[0]
+
+    @property
+    def length(self) -> Expr:
+        """How many steps of this row are valid."""
+        rec = self.rec
+        if rec.lengths is None:
+            return index_const(rec.steps)
+        return minimum(maximum(cast(DType.I64, rec.lengths[self.batch]), 0), rec.steps)
+
+    @property
+    def time(self) -> Expr:
+        """The time of this step; steps beyond the row's length have their own number in both
+        directions.
+        """
+        rec = self.rec
+        if rec.directions == 1 and not rec.reverse:
+            return self.step
+        back: Expr = self.length - 1 - self.step
+        if rec.lengths is not None:
+            back = select(self.step < self.length, maximum(back, 0), self.step)
+        return back if rec.directions == 1 else select(self.direction.eq(0), self.step, back)
+
+    def product(self, j: Expr) -> Expr:
+        """The input's part of gate element j."""
+        column = j if self.rec.directions == 1 else self.direction * self.rec.width + j
+        return cast(self.rec.dtype, self.rec.products[self.time, self.batch, column])
+
+    def result_index(self, j: Expr) -> tuple[Expr, ...]:
+        """The element of the whole result."""
+        if self.rec.layout:
+            return (self.batch, self.time, self.direction, j)
+        return (self.time, self.direction, self.batch, j)
+
+    def state_index(self, j: Expr) -> tuple[Expr, ...]:
+        """The element of an initial or final state."""
+        return (
+            (self.batch, self.direction, j) if self.rec.layout else (self.direction, self.batch, j)
+        )
+
+
+def recurrence(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+    *,
+    gates: int,
+    defaults: Sequence[str],
+    activations: Sequence[str] | None,
+    activation_alpha: Sequence[float] | None,
+    activation_beta: Sequence[float] | None,
+    clip: float | None,
+    direction: str,
+    hidden_size: int | None,
+    layout: int,
+    add_recurrent_bias: int | None = None,
+) -> Recurrence:
+    """Checked operands, with the input products. Of the recurrent bias only the first
+    `add_recurrent_bias` elements (None: all) are added to the products.
+    """
+    directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
+    if directions is None or x.rank != 3 or r.rank != 3:
+        raise fail(f"operands of ranks {x.rank} and {r.rank} (3 expected), direction {direction!r}")
+    steps, batch = (x.shape[1], x.shape[0]) if layout else (x.shape[0], x.shape[1])
+    hidden, width = r.shape[-1], gates * r.shape[-1]
+    if hidden_size not in (None, hidden):
+        raise fail(f"hidden_size {hidden_size} is not that of the weights, {hidden}")
+    require("W", w, (directions, width, x.shape[2]))
+    require("R", r, (directions, width, hidden))
+    require("B", b, (directions, 2 * width))
+    require("sequence_lens", lengths, (batch,))
+    names = list(activations or list(defaults) * directions)
+    if len(names) != len(defaults) * directions:
+        raise fail(f"{len(names)} activations where {len(defaults) * directions} are expected")
+    functions = gate_functions(names, activation_alpha, activation_beta, clip)
+    groups = [tuple(functions[k : k + len(defaults)]) for k in range(0, len(names), len(defaults))]
+    if (
+        directions == 2
+        and names[: len(defaults)] == names[len(defaults) :]
+        and not activation_alpha
+        and not activation_beta
+    ):
+        groups = groups[:1]
+    made = Recurrence(
+        x=x,
+        products=_with_bias(_products(x, w, layout), b, width, add_recurrent_bias),
+        weights=view(r, (directions, hidden, width), lambda d, k, j: (d, j, k)),
+        bias=b,
+        lengths=lengths,
+        initial=initial,
+        functions=tuple(groups),
+        steps=steps,
+        batch=batch,
+        hidden=hidden,
+        gates=gates,
+        directions=directions,
+        reverse=direction == "reverse",
+        layout=layout,
+    )
+    require("initial state", initial, made.shapes[1])
+    return made
+
+
+def require(name: str, t: Tensor | None, shape: tuple[int, ...]) -> None:
+    """An error unless the operand is absent or has this shape."""
+    if t is not None and t.shape != shape:
+        raise fail(f"{name} has shape {t.shape} where {shape} is expected")
+
+
+def _products(x: Tensor, w: Tensor, layout: int) -> Compute:
+    """x @ w.T for all directions side by side: [time, batch, direction * width]."""
+    directions, width, depth = w.shape
+    rows = (x.shape[1], x.shape[0]) if layout else (x.shape[0], x.shape[1])
+    flat = w if directions == 1 else reshape_to(w, (directions * width, depth))
+
+    def element(t: Expr, n: Expr, j: Expr, k: Expr) -> Expr:
+        return (x[n, t, k] if layout else x[t, n, k]) * (
+            flat[0, j, k] if directions == 1 else flat[j, k]
+        )
+
+    return compute((*rows, directions * width), element, reduce=ScalarOp.ADD, over=[depth])
+
+
+def _with_bias(products: Compute, b: Tensor | None, width: int, recurrent: int | None) -> Compute:
+    """The products plus the input's bias, and the first elements of the recurrent one."""
+    if b is None:
+        return products
+
+    def both(column: Expr) -> Expr:
+        d, j = (index_const(0), column) if b.shape[0] == 1 else (column // width, column % width)
+        total = b[d, j] + b[d, j + width]
+        return total if recurrent is None else select(j < recurrent, total, b[d, j])
+
+    bias = compute((products.shape[-1],), both)
+    return compute(products.shape, lambda t, n, j: products[t, n, j] + bias[j])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task works on: a direction and `rows` consecutive batch rows."""
+
+    rec: Recurrence
+    rows: int
+    direction: Expr
+    first: Expr
+
+    def each_row(self, step: Expr, body: Callable[[Row], Stmt]) -> Stmt:
+        """A loop over the task's rows."""
+        local = Var(fresh_axis("row"))
+        batch = local if self.rows == self.rec.batch else self.first * self.rows + local
+        return For(
+            local.name,
+            index_const(self.rows),
+            body(Row(self.rec, self.direction, local, batch, step)),
+        )
+
+    def each(self, step: Expr, extent: int, body: Callable[[Row, Expr], Stmt]) -> Stmt:
+        """A loop over the task's rows, and one over `extent` elements of each."""
+        return self.each_row(step, lambda row: elements(extent, lambda j: body(row, j)))
+
+    def buffer(self, name: str, width: int) -> Buffer:
+        """Scratch for all rows of the task."""
+        return Buffer(fresh_axis(name), self.rec.dtype, (self.rows, width), space=Space.LOCAL)
+
+    def accumulate(self, gates: Buffer, state: Buffer, first: int, count: int) -> list[Stmt]:
+        """gates[:, first : first + count] += state @ weights."""
+        hidden = self.rec.hidden
+        whole, rest = hidden // UNROLL, hidden % UNROLL
+        loops: list[Stmt] = []
+        for start, trips, unroll in ((0, whole, UNROLL), (hidden - rest, rest, 1)):
+            if trips:
+                loops.append(self._sum(gates, state, (first, count), (start, trips, unroll)))
+        return loops
+
+    def _sum(
+        self, gates: Buffer, state: Buffer, columns: tuple[int, int], depth: tuple[int, int, int]
+    ) -> Stmt:
+        (first, count), (start, trips, unroll) = columns, depth
+        outer = Var(fresh_axis("k"))
+
+        def body(row: Row, j: Expr) -> Stmt:
+            column = j + first if first else j
+            total: Expr | None = None
+            for u in range(unroll):
+                k = outer * unroll + (start + u)
+                term = Load(state, (row.local, k)) * cast(
+                    self.rec.dtype, self.rec.weights[row.direction, k, column]
+                )
+                total = term if total is None else total + term
+            assert total is not None
+            return Accumulate(gates, (row.local, column), ScalarOp.ADD, total)
+
+        return For(outer.name, index_const(trips), self.each(index_const(0), count, body))
+
+
+def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop over `extent` elements."""
+    j = Var(fresh_axis("j"))
+    return For(j.name, index_const(extent), body(j))
+
+
+def parallel_tasks(rec: Recurrence, elements_per_row: int, body: Callable[[Task], Stmt]) -> Stmt:
+    """One task for each direction and group of batch rows; a row needs `elements_per_row` of
+    scratch.
+    """
+    row_bytes = elements_per_row * rec.dtype.itemsize
+    if row_bytes > LOCAL_BYTES:
+        raise UnsupportedError(
+            f"a hidden state of {rec.hidden} elements is too big for a task's scratch"
+        )
+    most = min(ROWS, -(-rec.batch // ROWS), LOCAL_BYTES // row_bytes)
+    rows = max(n for n in range(1, most + 1) if rec.batch % n == 0)
+    groups = rec.batch // rows
+    task = Var(fresh_axis("task"))
+    direction: Expr = (
+        index_const(0) if rec.directions == 1 else task // groups if groups > 1 else task
+    )
+    first: Expr = index_const(0) if groups == 1 else task % groups if rec.directions > 1 else task
+    return For(
+        task.name,
+        index_const(groups * rec.directions),
+        body(Task(rec, rows, direction, first)),
+        LoopKind.PARALLEL,
+    )
+
+
+def allocated(buffers: Sequence[Buffer], body: Stmt) -> Stmt:
+    """The body with scratch buffers."""
+    for b in reversed(buffers):
+        body = Alloc(b, body)
+    return body
+
+
+def load_state(task: Task, state: Buffer, initial: Tensor | None) -> Stmt:
+    """The state before the first step: given, or zero."""
+
+    def body(row: Row, j: Expr) -> Stmt:
+        value = (
+            as_expr(0, state.dtype)
+            if initial is None
+            else cast(state.dtype, initial[row.state_index(j)])
+        )
+        return Store(state, (row.local, j), value)
+
+    return task.each(index_const(0), task.rec.hidden, body)
+
+
+def store_state(task: Task, state: Buffer, final: Tensor) -> Stmt:
+    """The state after the last step."""
+
+    def body(row: Row, j: Expr) -> Stmt:
+        return Store(final, row.state_index(j), cast(final.dtype, Load(state, (row.local, j))))
+
+    return task.each(index_const(0), task.rec.hidden, body)
+
+
+def while_valid(row: Row, y: Tensor, update: Stmt) -> Stmt:
+    """The update, if the row's sequence has this step; otherwise zeros in the result."""
+    if row.rec.lengths is None:
+        return update
+    zero = elements(row.rec.hidden, lambda j: Store(y, row.result_index(j), as_expr(0, y.dtype)))
+    return Block((If(row.step < row.length, update), If(row.step >= row.length, zero)))
