@@ -1,0 +1,84 @@
+"""The page to read first: how a model becomes a callable.
+
+model --import_model--> Graph --simplify--> Graph        once, in `compile`
+      --Specializer--> stages                            for each new signature, in runtime.session
+      --build_plan--> kernels and a Plan                 for each stage, in runtime.plan
+      --Session.run--> outputs                           for each call
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pkgutil
+from collections.abc import Sequence
+
+from onnx import ModelProto
+
+from tilewright import ops
+from tilewright.errors import UnsupportedError
+from tilewright.fusion.pack import PackedWeights
+from tilewright.graph.onnx_import import import_model
+from tilewright.graph.rewrite import SimplifyLog
+from tilewright.graph.rules import simplify
+from tilewright.graph.support import SupportReport, support_report
+from tilewright.ops.registry import is_defined
+from tilewright.ops.tensor import Placeholder, Tensor
+from tilewright.options import Options
+from tilewright.runtime.cache import KernelCache
+from tilewright.runtime.model import CompiledModel
+from tilewright.runtime.plan import build_plan
+from tilewright.runtime.segments import Evaluation, Runner
+from tilewright.runtime.session import Planner, Workshop
+
+Model = str | os.PathLike[str] | bytes | ModelProto
+
+TARGETS = ("cpu",)
+
+for _module in pkgutil.iter_modules(
+    ops.__path__, "tilewright.ops."
+):  # each registers its operators
+    importlib.import_module(_module.name)
+
+
+def compile(
+    model: Model,
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    options: Options | None = None,
+) -> CompiledModel:
+    """A callable with the model's meaning. Kernels are made when inputs of a new shape arrive.
+
+    `model` is a path, the bytes of a file, or a ModelProto; `threads` overrides `options.threads`.
+    Raises ModelError for a model that is wrong and UnsupportedError for one that is beyond this
+    compiler: its message names the operators or the target.
+    """
+    if target not in TARGETS:
+        raise UnsupportedError(f"target {target!r} is not supported: the targets are {TARGETS}")
+    settings = options or Options.from_environment()
+    if threads is not None:
+        settings = dataclasses.replace(settings, threads=threads)
+    log = SimplifyLog()
+    graph = import_model(model, keep=is_defined)  # ModelProto -> Graph of known operators
+    support_report(graph).raise_for_unknown()  # nothing here could run them
+    graph = simplify(graph, log)  # Graph -> Graph: laws that hold for every shape
+    return CompiledModel(graph, Workshop(settings, planner(settings)), log)
+
+
+def planner(options: Options) -> Planner:
+    """What makes the plan of a stage: of kernels, or of the expressions as they are."""
+    if options.interpret:
+        return Evaluation
+    cache, weights = KernelCache(options), PackedWeights()
+
+    def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
+        return build_plan(inputs, outputs, options, cache, weights)
+
+    return build
+
+
+def support(model: Model) -> SupportReport:
+    """How every node of the model would run: compiled, on the host, by the reference, or not."""
+    return support_report(import_model(model, keep=is_defined))

@@ -1,0 +1,187 @@
+"""The callable that `compile` returns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import InputError, UnsupportedError
+from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
+from tilewright.graph.rewrite import SimplifyLog
+from tilewright.graph.stages import Finish
+from tilewright.runtime.inputs import is_ready, read_inputs, show_shape
+from tilewright.runtime.report import Report, kernels_of, report_stages
+from tilewright.runtime.segments import signature
+from tilewright.runtime.session import Session, Workshop
+
+Shapes = Mapping[str, Sequence[int] | Array]
+
+
+@dataclass(frozen=True)
+class ValueSpec:
+    """An input or output of a model. A dimension is a number, a symbol's name, or None: any size.
+
+    `kind` is tensor, sequence, optional or map; dtype and shape are those of the tensors inside.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[Dim, ...] | None
+    kind: str = "tensor"
+    has_default: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind} {self.dtype or '?'}{show_shape(self.shape)}"
+
+
+@dataclass(frozen=True)
+class ModelCacheInfo:
+    """Signatures held and dropped, stages in all, and the bytes that they hold."""
+
+    signatures: int
+    stages: int
+    dropped: int
+    nbytes: int
+
+
+class CompiledModel:
+    """A model that runs. The first call with inputs of new shapes makes the kernels that are new.
+
+    Calls may come from several threads. Inputs are read in place where they are C-contiguous NumPy
+    arrays (or DLPack tensors) of the declared dtype; outputs belong to the caller.
+    """
+
+    def __init__(self, graph: Graph, workshop: Workshop, log: SimplifyLog) -> None:
+        self._graph = graph
+        self._workshop = workshop
+        self._log = log
+        self._lock = threading.Lock()
+        self._sessions: dict[frozenset[str], Session] = {}
+        self._names = [i.name for i in graph.inputs]
+        self._required = [n for n in self._names if n not in graph.defaults]
+        self._outputs = [o.name for o in graph.outputs]
+        self._main = self._session(frozenset())
+
+    @property
+    def inputs(self) -> tuple[ValueSpec, ...]:
+        """What `run` takes."""
+        return tuple(_spec(i, i.name in self._graph.defaults) for i in self._graph.inputs)
+
+    @property
+    def outputs(self) -> tuple[ValueSpec, ...]:
+        """What `run` returns."""
+        return tuple(_spec(o) for o in self._graph.outputs)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name, for inputs by name; inputs with a default may be left out.
+
+        Raises InputError if the feeds do not fit, OperatorError if the model cannot be applied to
+        these shapes, and ExecutionError for bad data (an index out of range ...).
+        """
+        return dict(zip(self._outputs, self._run(feeds), strict=True))
+
+    def __call__(self, *arrays: Any, **named: Any) -> Any:
+        """The output, or a tuple of several, for inputs by position (in order) and by name."""
+        if len(arrays) > len(self._names):
+            raise InputError(f"{len(arrays)} inputs given, the model has {len(self._names)}")
+        feeds = dict(zip(self._names, arrays, strict=False))
+        if twice := feeds.keys() & named.keys():
+            raise InputError(f"inputs given by position and by name: {', '.join(sorted(twice))}")
+        outputs = self._run({**feeds, **named})
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def warmup(self, shapes: Shapes | Sequence[Shapes]) -> None:
+        """Makes what calls with such inputs need: for each a shape, or an array if values matter.
+
+        A model that cannot be compiled in one piece is run once, on zeros where a shape is given.
+        """
+        for one in [shapes] if isinstance(shapes, Mapping) else shapes:
+            session, values = self._read(self._example(one))
+            if not isinstance(session.enter(values).stage.cut, Finish):
+                session.run(values)
+
+    def explain(self) -> Report:
+        """How the model runs for the signatures seen so far, and why so."""
+        log = self._log
+        return Report(
+            self._graph.name,
+            tuple(log.applied),
+            tuple(log.unfolded.items()),
+            report_stages(self._all_sessions()),
+        )
+
+    @property
+    def kernels(self) -> list[Any]:
+        """The kernels made so far, each with its source and schedule."""
+        return kernels_of(self._all_sessions())
+
+    def cache_info(self) -> ModelCacheInfo:
+        """What is held in memory for the signatures seen so far."""
+        sessions = list(self._all_sessions())
+        return ModelCacheInfo(
+            sum(len(s.roots) for s in self._sessions.values()),
+            sum(1 for s in sessions for _ in s.segments()),
+            self._workshop.budget.dropped,
+            self._workshop.budget.nbytes(),
+        )
+
+    def profile(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """The time of each kernel in one run of a model that is compiled in one piece."""
+        session, values = self._read(feeds)
+        segment = session.enter(values)
+        measure = getattr(segment.runner, "profile", None)
+        if measure is None or not isinstance(segment.stage.cut, Finish):
+            raise UnsupportedError("only a model compiled in one piece can be profiled by kernel")
+        return list(measure([v for v in values if isinstance(v, np.ndarray)]))
+
+    def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        if len(feeds) == len(self._names) == len(self._required):
+            try:
+                values = [feeds[n] for n in self._names]
+            except KeyError:
+                values = []
+            # A signature that has been seen has been checked.
+            if values and all(map(is_ready, values)) and signature(values) in self._main.roots:
+                return self._main.run(values)
+        session, values = self._read(feeds)
+        return session.run(values)
+
+    def _read(self, feeds: Mapping[str, Any]) -> tuple[Session, list[Any]]:
+        """The feeds checked, and the session in which the defaults that are missing are constants."""
+        overridden = frozenset(n for n in self._graph.defaults if n in feeds)
+        session = self._session(overridden)
+        return session, read_inputs(session.graph.inputs, feeds)
+
+    def _session(self, overridden: frozenset[str]) -> Session:
+        with self._lock:
+            found = self._sessions.get(overridden)
+            if found is None:
+                graph = self._graph.bind_defaults(overridden)
+                found = self._sessions[overridden] = Session(graph, self._workshop)
+            return found
+
+    def _all_sessions(self) -> Iterator[Session]:
+        yield from list(self._sessions.values())
+        yield from self._workshop.sessions()
+
+    def _example(self, shapes: Shapes) -> dict[str, Any]:
+        """Arrays of zeros, except where an array is given."""
+        infos = {i.name: i for i in self._graph.inputs}
+        return {n: _zeros(infos[n], s) if n in infos else s for n, s in shapes.items()}
+
+
+def _zeros(info: ValueInfo, shape: Sequence[int] | Array) -> Array:
+    if isinstance(shape, np.ndarray):
+        return shape
+    if info.dtype is None or info.kind != "tensor":
+        raise InputError(f"input {info.name!r} needs an example, its shape is not enough")
+    return np.zeros(tuple(shape), info.dtype.numpy)
+
+
+def _spec(info: ValueInfo, has_default: bool = False) -> ValueSpec:
+    dtype = info.dtype.numpy if info.dtype else None
+    return ValueSpec(info.name, dtype, info.shape, info.kind, has_default)

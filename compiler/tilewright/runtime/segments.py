@@ -1,0 +1,177 @@
+"""Compiled stages in a tree: a child for each value or signature that came from the cut above."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import numpy as np
+
+from tilewright.graph.ir import Array
+from tilewright.graph.stages import Finish, Stage
+from tilewright.ops.evaluate import evaluate
+from tilewright.ops.tensor import Placeholder, Tensor
+
+Step = Callable[[dict[str, Any]], list[Any]]
+"""A host step: from the values of the call to results, in the order of the node's outputs."""
+
+PLAIN_KEY_BYTES = 4096  # values up to this size are keys as they are, larger ones by a digest
+
+_clock = itertools.count()
+
+
+class Runner(Protocol):
+    """What runs the compiled part of a stage; thread-safe."""
+
+    @property
+    def kernels(self) -> Sequence[Any]:
+        """The kernels, in order of execution."""
+
+    @property
+    def decisions(self) -> Sequence[str]:
+        """Why operators share a kernel or do not."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that is held between runs."""
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """The outputs for C-contiguous arrays, one to an input."""
+
+
+class Evaluation:
+    """A Runner without kernels: the tensor expressions themselves, on whole arrays."""
+
+    kernels: Sequence[Any] = ()
+    decisions: Sequence[str] = ()
+    nbytes = 0
+
+    def __init__(self, inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> None:
+        self._names = [i.name for i in inputs]
+        self._outputs = tuple(outputs)
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        env = dict(zip(self._names, arrays, strict=True))
+        return [np.array(evaluate(t, env), order="C") for t in self._outputs]
+
+
+class Segment:
+    """One stage, ready to run: `arrivals` are the names of what the cut above brought."""
+
+    __slots__ = (
+        "__weakref__",
+        "arrivals",
+        "children",
+        "direct",
+        "keep",
+        "key",
+        "parent",
+        "reads",
+        "runner",
+        "seconds",
+        "stage",
+        "step",
+        "used",
+    )
+
+    def __init__(
+        self,
+        stage: Stage,
+        runner: Runner | None,
+        step: Step | None,
+        arrivals: Sequence[str | None],
+        seconds: float,
+    ) -> None:
+        self.stage = stage
+        self.runner = runner
+        self.step = step
+        self.arrivals = tuple(arrivals)
+        self.seconds = seconds
+        self.reads = tuple(i.name for i in stage.inputs)
+        self.keep = stage.rest.names
+        self.direct = runner is not None and self._is_direct()
+        self.children: dict[Hashable, Segment] = {}
+        self.parent: dict[Hashable, Segment] = {}
+        self.key: Hashable = None
+        self.used = 0
+
+    def _is_direct(self) -> bool:
+        """Whether a run is just a run of the plan: inputs in order, outputs in order."""
+        cut = self.stage.cut
+        return (
+            isinstance(cut, Finish)
+            and self.reads == self.arrivals
+            and tuple(o.source for o in cut.outputs) == self.stage.names
+            and not any(o.copy for o in cut.outputs)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.runner.nbytes if self.runner else 0
+
+    def touch(self) -> None:
+        """Marks the segment as used now."""
+        self.used = next(_clock)
+
+    def adopt(self, key: Hashable, child: Segment) -> Segment:
+        """Adds a child."""
+        return attach(self.children, key, child)
+
+    def walk(self) -> Iterator[Segment]:
+        """This segment and all below it."""
+        yield self
+        for child in list(self.children.values()):
+            yield from child.walk()
+
+
+def attach(children: dict[Hashable, Segment], key: Hashable, child: Segment) -> Segment:
+    """Makes `child` reachable under the key; it can be dropped again."""
+    child.parent, child.key = children, key
+    children[key] = child
+    child.touch()
+    return child
+
+
+class Budget:
+    """Bounds the memory of all segments of a model: the one not used for longest goes first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.dropped = 0
+        self._segments: WeakSet[Segment] = WeakSet()
+
+    def add(self, new: Segment) -> None:
+        """Counts a segment, and drops others while there are too many bytes."""
+        self._segments.add(new)
+        total = sum(s.nbytes for s in self._segments)
+        while total > self.limit:
+            leaves = [s for s in self._segments if not s.children and s is not new]
+            if not leaves:
+                return
+            oldest = min(leaves, key=lambda s: s.used)
+            oldest.parent.pop(oldest.key, None)
+            self._segments.discard(oldest)
+            self.dropped += 1
+            total -= oldest.nbytes
+
+    def nbytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(s.nbytes for s in self._segments)
+
+
+def signature(values: Sequence[Any]) -> Hashable:
+    """What a stage is specialised on: dtype and shape of an array, the kind of anything else."""
+    return tuple((v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values)
+
+
+def value_key(array: Array) -> Hashable:
+    """Equal for arrays with equal elements."""
+    if array.dtype == object:
+        return array.shape, tuple(array.ravel().tolist())
+    data = array.tobytes()
+    if len(data) > PLAIN_KEY_BYTES:
+        data = blake2b(data, digest_size=20).digest()
+    return array.dtype, array.shape, data
