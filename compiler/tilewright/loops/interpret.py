@@ -68,9 +68,13 @@ def run_statement(s: Stmt, axes: Axes, arrays: Arrays) -> None:
 
 def poisoned(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
     """Memory in which a value that was never stored shows: NaN, or a bit pattern of alternating bits."""
-    array = np.empty(shape, dtype.numpy)
-    array.view(np.uint8).fill(0xFF if dtype.is_float else 0x55) if array.size else None
-    return array if dtype is not DType.BOOL else np.ones(shape, np.bool_)
+    if dtype is DType.BOOL:
+        return np.ones(shape, np.bool_)
+    if dtype is DType.STRING:
+        return np.full(shape, None, object)
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = np.full(count * dtype.itemsize, 0xFF if dtype.is_float else 0x55, np.uint8)
+    return raw.view(dtype.numpy).reshape(shape)
 
 
 def _at(index: tuple[Expr, ...], axes: Axes, arrays: Arrays) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import assert_never
 
 from tilewright.dtypes import DType
 from tilewright.errors import VerifyError
-from tilewright.loops.affine import Linear, Range, interval, linear, linear_range
+from tilewright.loops.affine import Linear, Range, interval, linear
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -167,29 +167,39 @@ def _fail(path: tuple[str, ...], why: str) -> None:
 def bounds(e: Expr, ranges: Mapping[str, Range], facts: Facts) -> Range:
     """The range of an index under what the guards around it say."""
     form = linear(e, ranges)
-    low, high = linear_range(form, ranges)
+    spans = [_scaled(_atom_bounds(atom, ranges, facts), c) for atom, c in form.terms]
+    low = form.constant + sum(a for a, _ in spans)
+    high = form.constant + sum(b for _, b in spans)
     terms = frozenset(form.terms)
     for known, (a, b) in facts.items():
         if frozenset(known.terms) == terms:
             shift = form.constant - known.constant
             low, high = max(low, a + shift), min(high, b + shift)
-    if (low < 0 or high == float("inf")) and facts:
-        inner = [_atom_bounds(atom, c, ranges, facts) for atom, c in form.terms]
-        low = max(low, form.constant + sum(a for a, _ in inner))
-        high = min(high, form.constant + sum(b for _, b in inner))
-    if isinstance(e, Apply) and e.op is ScalarOp.FLOORDIV and isinstance(e.args[1], Const):
-        a, b = bounds(e.args[0], ranges, facts)
-        d = float(e.args[1].value)
-        low, high = max(low, a // d), min(high, b // d)
     return low, high
 
 
-def _atom_bounds(atom: Expr, coefficient: int, ranges: Mapping[str, Range], facts: Facts) -> Range:
+def _scaled(span: Range, c: int) -> Range:
+    return (span[0] * c, span[1] * c) if c > 0 else (span[1] * c, span[0] * c)
+
+
+def _atom_bounds(atom: Expr, ranges: Mapping[str, Range], facts: Facts) -> Range:
     low, high = interval(atom, ranges)
     for known, (a, b) in facts.items():
         if known.terms == ((atom, 1),):
             low, high = max(low, a - known.constant), min(high, b - known.constant)
-    return min(low * coefficient, high * coefficient), max(low * coefficient, high * coefficient)
+    match atom:
+        case Apply(op=ScalarOp.FLOORDIV, args=(x, Const(value=d))) if facts:
+            a, b = bounds(x, ranges, facts)
+            low, high = max(low, a // float(d)), min(high, b // float(d))
+        case Apply(op=ScalarOp.MOD, args=(x, Const(value=d))) if facts:
+            a, b = bounds(x, ranges, facts)
+            if a >= 0 and b < d:
+                low, high = max(low, a), min(high, b)
+        case Apply(op=ScalarOp.MIN | ScalarOp.MAX as op, args=(x, y)) if facts:
+            a, b = bounds(x, ranges, facts), bounds(y, ranges, facts)
+            pick = min if op is ScalarOp.MIN else max
+            low, high = max(low, pick(a[0], b[0])), min(high, pick(a[1], b[1]))
+    return low, high
 
 
 def learn(condition: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:

@@ -96,7 +96,7 @@ class Block:
             length = index_const(extent)
         elif extent % f:
             length = Apply(ScalarOp.MIN, (length, index_const(extent) - start))
-        inner = f"{self.axis}_i"
+        inner = _unused(kernel, f"{self.axis}_i")
         body = _Distribute(self.axis, inner, start, length, f, extent % f == 0 or self.overlap).statement(target.body)
         return _replaced(kernel, target, replace(target, extent=index_const(-(-extent // f)), body=body))
 
@@ -237,6 +237,13 @@ def _simplified(kernel: Kernel) -> Kernel:
         return None
 
     return replace(kernel, body=rewrite(kernel.body, rule))  # type: ignore[arg-type]
+
+
+def _unused(kernel: Kernel, name: str) -> str:
+    """An axis name like `name` that no loop of the kernel has."""
+    while find_loop(kernel, name) is not None:
+        name += "i"
+    return name
 
 
 def _leaf(s: Stmt) -> Stmt:

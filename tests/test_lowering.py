@@ -1,0 +1,92 @@
+"""Fusion, lowering and schedules keep the meaning of a program: kernels by the interpreter against whole arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from strategies import Program, programs
+from tilewright.errors import ScheduleError
+from tilewright.fusion.groups import form_groups
+from tilewright.fusion.inline import inline
+from tilewright.fusion.legalize import legalize
+from tilewright.fusion.lower import Lowered, lower
+from tilewright.fusion.pack import PackedWeights, pack_operands
+from tilewright.loops.interpret import interpret, poisoned
+from tilewright.loops.ir import For, Kernel, walk
+from tilewright.loops.verify import verify
+from tilewright.ops.evaluate import evaluate
+from tilewright.ops.tensor import Constant
+from tilewright.schedule.directives import Block, Directive, Merge, Swap, schedule
+from tilewright.schedule.heuristics import TileLimits, choose_schedule
+
+SMALL = TileLimits(rows={1: 4, 2: 3}, lanes={32: 4, 64: 2})
+
+
+def lowered_kernels(program: Program, lanes: dict[int, int]) -> list[Lowered]:
+    whole = pack_operands(inline(program.inputs, legalize(program.outputs)), lanes, PackedWeights())
+    kernels = [lower(g, whole) for g in form_groups(whole)]
+    for n in kernels:
+        verify(n.kernel)
+    return kernels
+
+
+def run(kernels: list[tuple[Lowered, Kernel]], program: Program) -> list[np.ndarray]:
+    arrays = dict(program.arrays)
+    for n, kernel in kernels:
+        env = {}
+        for b, t in zip(kernel.params, n.tensors, strict=True):
+            if t.name not in arrays:
+                arrays[t.name] = t.value if isinstance(t, Constant) else poisoned(t.shape, t.dtype)
+            env[b.name] = arrays[t.name]
+        interpret(kernel, env)
+    return [arrays[t.name] for t in program.outputs]
+
+
+def check(kernels: list[tuple[Lowered, Kernel]], program: Program) -> None:
+    for got, t in zip(run(kernels, program), program.outputs, strict=True):
+        want = evaluate(t, program.arrays)
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(want).max(initial=0))))
+
+
+@given(programs(max_steps=4))
+def test_lowering_preserves_meaning(program: Program) -> None:
+    kernels = lowered_kernels(program, SMALL.lanes)
+    event(f"{len(kernels)} kernels")
+    check([(n, n.kernel) for n in kernels], program)
+
+
+@given(programs(max_steps=4))
+def test_heuristic_schedules_preserve_meaning(program: Program) -> None:
+    kernels = [(n, verify(choose_schedule(n, SMALL))) for n in lowered_kernels(program, SMALL.lanes)]
+    for _, k in kernels:
+        for d in k.schedule:
+            event(f"chosen {type(d).__name__}")
+    check(kernels, program)
+
+
+@given(programs(max_steps=3), st.data())
+def test_any_accepted_directive_preserves_meaning(program: Program, data: st.DataObject) -> None:
+    kernels = []
+    for n in lowered_kernels(program, SMALL.lanes):
+        kernel = n.kernel
+        for _ in range(data.draw(st.integers(0, 3))):
+            axes = [s.axis for s in walk(kernel.body) if isinstance(s, For)]
+            if not axes:
+                break
+            one, other = data.draw(st.sampled_from(axes)), data.draw(st.sampled_from(axes))
+            directive: Directive = data.draw(
+                st.one_of(
+                    st.just(Merge(one, other)),
+                    st.just(Swap(one, other)),
+                    st.builds(Block, st.just(one), st.integers(2, 4), st.booleans()),
+                )
+            )
+            try:
+                kernel = schedule(kernel, (directive,))
+                event(f"accepted {type(directive).__name__}")
+            except ScheduleError:
+                event(f"refused {type(directive).__name__}")
+        kernels.append((n, kernel))
+    check(kernels, program)
