@@ -1,0 +1,76 @@
+"""Checks of values that come from data. A failed one stores a code and goes on with a harmless value.
+
+`errors` points to an int64 that was 0. It is best a local one (`stack_i64(1)`), which LLVM keeps in a register
+and which lets loops be vectorised; `report` passes it on when the work is done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from tilewright_kernels.cpu.integers import (
+    Integers,
+    Operation,
+    check_same,
+    floor_modulo_of,
+    integers_of,
+    quotient_of,
+    remainder_of,
+)
+from tilewright_kernels.cpu.intrinsics import intrinsic
+from tilewright_kernels.cpu.values import I64
+
+ERRORS = types.CPointer(types.int64)
+
+
+def _store_if(builder: Any, failed: Any, errors: Any, code: Any) -> None:
+    with builder.if_then(failed, likely=False):
+        builder.store(code, errors)
+
+
+@intrinsic
+def checked_index(typing: Any, index: Any, count: Any, errors: Any, code: Any) -> Any:
+    """`index` if 0 <= index < count; otherwise errors[0] = code and the result is 0."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        i, n, place, number = values
+        inside = builder.icmp_unsigned("<", i, n)  # a negative index is a large unsigned number
+        _store_if(builder, builder.not_(inside), place, number)
+        return builder.select(inside, i, I64(0))
+
+    i64 = types.int64
+    return i64(i64, i64, ERRORS, i64), emit
+
+
+def _checked(operation: Operation) -> Any:
+    @intrinsic
+    def function(typing: Any, a: Any, b: Any, errors: Any, code: Any) -> Any:
+        check_same(a, b)
+
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            numbers: Integers = integers_of(builder, a)
+            _store_if(builder, numbers.is_zero(values[1]), values[2], values[3])
+            return operation(numbers, values[0], values[1])
+
+        return a(a, b, ERRORS, types.int64), emit
+
+    return function
+
+
+# As the functions of `integers`; b == 0 stores the code and gives 0.
+checked_div, checked_rem = _checked(quotient_of), _checked(remainder_of)
+checked_floor_mod = _checked(floor_modulo_of)
+
+
+@intrinsic
+def report(typing: Any, errors: Any, shared: Any) -> Any:
+    """shared[0] = errors[0] if that is not 0."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        code = builder.load(values[0])
+        _store_if(builder, builder.icmp_signed("!=", code, I64(0)), values[1], code)
+        return context.get_dummy_value()
+
+    return types.void(ERRORS, ERRORS), emit
