@@ -25,7 +25,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def matmul_product(a: Tensor, b: Tensor) -> Compute:
-    """The contraction of the last dimension of a with the last but one of b, the others broadcast."""
+    """The last dimension of a contracted with the last but one of b, the others broadcast."""
     if a.rank == 0 or b.rank == 0:
         raise fail("MatMul needs operands of rank 1 or more")
     depth = a.shape[-1]
@@ -83,7 +83,7 @@ def gemm_product(a: Tensor, b: Tensor, trans_a: bool, trans_b: bool) -> Compute:
 
 
 def scaled_sum(product: Tensor, c: Tensor | None, alpha: float, beta: float) -> Tensor:
-    """alpha * product + beta * c, with c broadcast to the product; factors of one are not written."""
+    """alpha * product + beta * c, c broadcast to the product; factors of one are not written."""
     if not product.dtype.is_float and (alpha != int(alpha) or beta != int(beta)):
         raise UnsupportedError(f"fractional alpha or beta for {product.dtype.name} operands")
     if c is None or beta == 0.0:

@@ -1,4 +1,4 @@
-"""The equation of Einsum: which operand dimension carries which label, and how long each label is."""
+"""The equation of Einsum: which dimension carries which label, and how long each label is."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def matmul_integer(
     https://onnx.ai/onnx/operators/onnx__MatMulInteger.html
     """
     return matmul_product(
-        _widened(a, a_zero_point, _per_row(a)), _widened(b, b_zero_point, _per_column(b))
+        widened(a, a_zero_point, _per_row(a)), widened(b, b_zero_point, _per_column(b))
     )
 
 
@@ -54,7 +54,7 @@ def conv_integer(
     """
     require_spatial("ConvInteger", x.shape)
     dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, auto_pad)
-    return convolve(_widened(x, x_zero_point, None), _widened(w, w_zero_point, 0), dims, group)
+    return convolve(widened(x, x_zero_point, None), widened(w, w_zero_point, 0), dims, group)
 
 
 @op("QLinearMatMul")
@@ -73,7 +73,7 @@ def qlinear_matmul(
     https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html
     """
     rows, columns = _per_row(a), _per_column(b)
-    product = matmul_product(_widened(a, a_zero_point, rows), _widened(b, b_zero_point, columns))
+    product = matmul_product(widened(a, a_zero_point, rows), widened(b, b_zero_point, columns))
     if product.rank < 2 and max(a_scale.size, b_scale.size) > 1:
         raise UnsupportedError("QLinearMatMul of vectors with a scale for each row or column")
     last = product.rank - 1
@@ -107,7 +107,7 @@ def qlinear_conv(
     """
     require_spatial("QLinearConv", x.shape)
     dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, auto_pad)
-    product = convolve(_widened(x, x_zero_point, None), _widened(w, w_zero_point, 0), dims, group)
+    product = convolve(widened(x, x_zero_point, None), widened(w, w_zero_point, 0), dims, group)
     if b is not None and b.shape != (w.shape[0],):
         raise fail(f"a bias of shape {b.shape} does not fit {w.shape[0]} channels")
     return _requantised(
@@ -123,19 +123,19 @@ def _per_column(b: Tensor) -> int | None:
     return b.rank - 1 if b.rank > 1 else None
 
 
-def _widened(x: Tensor, zero_point: Tensor | None, axis: int | None) -> Compute:
+def widened(x: Tensor, zero_point: Tensor | None, axis: int | None) -> Compute:
     """x - zero_point in int32."""
     if not x.dtype.is_integer:
         raise UnsupportedError(f"a quantised contraction of {x.dtype.name}")
     if zero_point is None:
         return compute(x.shape, lambda *i: Cast(DType.I32, x[i]))
-    _check_parameter(zero_point, x.shape, axis)
+    check_parameter(zero_point, x.shape, axis)
     return compute(
         x.shape, lambda *i: Cast(DType.I32, x[i]) - Cast(DType.I32, parameter(zero_point, i, axis))
     )
 
 
-def _check_parameter(p: Tensor, shape: Sequence[int], axis: int | None) -> None:
+def check_parameter(p: Tensor, shape: Sequence[int], axis: int | None) -> None:
     """An error unless p is one value, one for each position along `axis`, or broadcasts to the
     shape.
     """
@@ -149,7 +149,7 @@ def _check_parameter(p: Tensor, shape: Sequence[int], axis: int | None) -> None:
 
 
 def parameter(p: Tensor, index: Sequence[Expr], axis: int | None) -> Expr:
-    """A scale or zero point for the element at `index`: one value, one along `axis`, or broadcast."""
+    """A scale or zero point for the element at `index`: one for all, along `axis`, or broadcast."""
     if p.size == 1:
         return p[[index_const(0)] * p.rank]
     if p.rank == 1 and axis is not None:
@@ -167,7 +167,7 @@ def _requantised(
     point's type.
     """
     for p, axis in (*scales, zero_point):
-        _check_parameter(p, product.shape, axis)
+        check_parameter(p, product.shape, axis)
     target = zero_point[0].dtype
     if not target.is_integer:
         raise UnsupportedError(f"quantisation to {target.name}")

@@ -142,7 +142,7 @@ def average_pool(
 
 
 def _counts(d: Window, with_padding: bool) -> np.ndarray:
-    """How many elements each window has in this dimension, inside the input or also in its padding."""
+    """How many elements each window has in this dimension, inside the input or also its padding."""
     low, high = (-d.before, d.extent + d.after) if with_padding else (0, d.extent)
     start = np.arange(d.out, dtype=np.int64) * d.stride - d.before
     first = np.maximum(

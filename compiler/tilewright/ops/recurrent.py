@@ -314,7 +314,7 @@ def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
 
 
 def _gates(task: Task, t: Expr, gates: Buffer, h: Buffer) -> list[Stmt]:
-    """All gates' inputs: the input's part plus the product of the state with the recurrent weights."""
+    """All gates' inputs: the input's part plus the product of state and recurrent weights."""
     width = task.rec.width
     start = task.each(t, width, lambda row, j: Store(gates, (row.local, j), row.product(j)))
     return [start, *task.accumulate(gates, h, 0, width)]

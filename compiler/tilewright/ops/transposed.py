@@ -57,7 +57,7 @@ def transposed_windows(
     output_shape: Sequence[int] | None,
     auto_pad: str,
 ) -> list[TransposedWindow]:
-    """The windows over an input of extents `spatial`, from ONNX's attributes (None where absent)."""
+    """The windows over an input of extents `spatial`, by ONNX's attributes (None where absent)."""
     rank = len(spatial)
     strides = per_dimension("strides", strides, rank, 1)
     dilations = per_dimension("dilations", dilations, rank, 1)

@@ -53,7 +53,7 @@ def windows(
     auto_pad: str = "NOTSET",
     ceil_mode: bool = False,
 ) -> list[Window]:
-    """The windows over an input of extents `spatial`, from ONNX's attributes (None where absent)."""
+    """The windows over an input of extents `spatial`, by ONNX's attributes (None where absent)."""
     rank = len(spatial)
     strides = per_dimension("strides", strides, rank, 1)
     dilations = per_dimension("dilations", dilations, rank, 1)

@@ -1,0 +1,455 @@
+"""Tree ensembles of ai.onnx.ml: a few rows at a time walk all trees side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tilewright.dtypes import DType
+from tilewright.errors import UnsupportedError
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Block,
+    Buffer,
+    Expr,
+    For,
+    Load,
+    LoopKind,
+    Select,
+    Space,
+    Stmt,
+    Store,
+    Var,
+    apply,
+    as_expr,
+    index_const,
+)
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.common import cast, fail, maximum, minimum
+from tilewright.ops.forest import (
+    MEMBER,
+    MODES,
+    Forest,
+    Leaves,
+    Lookup,
+    Nodes,
+    build,
+    integers,
+    within,
+)
+from tilewright.ops.registry import op
+from tilewright.ops.scores import binary_scores, labels_of, post_transformed
+from tilewright.ops.tensor import Tensor, compute, constant, fresh_axis, nest
+
+ROWS = 16  # rows that walk side by side: their loads do not wait for each other
+LOCAL_BYTES = 192 << 10
+AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
+TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+TESTS = (ScalarOp.LE, ScalarOp.LT, ScalarOp.GE, ScalarOp.GT, ScalarOp.EQ, ScalarOp.NE)
+
+
+@op("TreeEnsemble", "ai.onnx.ml")
+def tree_ensemble(
+    x: Tensor,
+    *,
+    nodes_splits: np.ndarray,
+    nodes_featureids: Sequence[int],
+    nodes_modes: np.ndarray,
+    nodes_truenodeids: Sequence[int],
+    nodes_falsenodeids: Sequence[int],
+    nodes_trueleafs: Sequence[int],
+    nodes_falseleafs: Sequence[int],
+    leaf_targetids: Sequence[int],
+    leaf_weights: np.ndarray,
+    tree_roots: Sequence[int],
+    aggregate_function: int = 1,
+    membership_values: np.ndarray | None = None,
+    n_targets: int | None = None,
+    nodes_hitrates: np.ndarray | None = None,
+    nodes_missing_value_tracks_true: Sequence[int] | None = None,
+    post_transform: int = 0,
+) -> Tensor:
+    """The aggregate over all trees of the leaf that each row reaches.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html
+    """
+    if not 0 <= aggregate_function < len(AGGREGATES) or not 0 <= post_transform < len(TRANSFORMS):
+        raise fail(
+            f"aggregate_function {aggregate_function} or post_transform {post_transform} is unknown"
+        )
+    features = _features(x)
+    dtype = _walk_type(x)
+    mode = integers("nodes_modes", nodes_modes)
+    n = mode.size
+    child = [integers("children", ids, n) for ids in (nodes_falsenodeids, nodes_truenodeids)]
+    is_leaf = [
+        integers("leaf flags", flags, n) != 0 for flags in (nodes_falseleafs, nodes_trueleafs)
+    ]
+    nodes = Nodes(
+        feature=integers("nodes_featureids", nodes_featureids, n),
+        threshold=_floats("nodes_splits", nodes_splits, dtype, n),
+        mode=mode,
+        missing=_flags(nodes_missing_value_tracks_true, n),
+        child=np.stack(child, axis=1),
+        child_is_leaf=np.stack(is_leaf, axis=1),
+    )
+    target = integers("leaf_targetids", leaf_targetids)
+    weight = _floats("leaf_weights", leaf_weights, dtype, target.size)
+    leaves = Leaves(target.size, np.arange(target.size), target, weight)
+    count = int(target.max(initial=0)) + 1 if n_targets is None else n_targets
+    aggregate = AGGREGATES[aggregate_function]
+    roots = integers("tree_roots", tree_roots)
+    within("tree_roots", roots, n)
+    sets = _sets(membership_values)
+    forest = build(nodes, leaves, roots, features, count, _absent(aggregate, dtype), sets)
+    scores = _aggregated(x, forest, count, aggregate, x.dtype if x.dtype.is_float else dtype)
+    return post_transformed(scores, TRANSFORMS[post_transform])
+
+
+@op("TreeEnsembleRegressor", "ai.onnx.ml")
+def tree_ensemble_regressor(
+    x: Tensor,
+    *,
+    aggregate_function: str = "SUM",
+    base_values: Sequence[float] | None = None,
+    base_values_as_tensor: np.ndarray | None = None,
+    n_targets: int | None = None,
+    nodes_falsenodeids: Sequence[int] = (),
+    nodes_featureids: Sequence[int] = (),
+    nodes_hitrates: Sequence[float] | None = None,
+    nodes_hitrates_as_tensor: np.ndarray | None = None,
+    nodes_missing_value_tracks_true: Sequence[int] | None = None,
+    nodes_modes: Sequence[str] = (),
+    nodes_nodeids: Sequence[int] = (),
+    nodes_treeids: Sequence[int] = (),
+    nodes_truenodeids: Sequence[int] = (),
+    nodes_values: Sequence[float] | None = None,
+    nodes_values_as_tensor: np.ndarray | None = None,
+    post_transform: str = "NONE",
+    target_ids: Sequence[int] = (),
+    target_nodeids: Sequence[int] = (),
+    target_treeids: Sequence[int] = (),
+    target_weights: Sequence[float] | None = None,
+    target_weights_as_tensor: np.ndarray | None = None,
+) -> Tensor:
+    """The aggregate over all trees of the leaf that each row reaches, plus base values.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleRegressor.html
+    """
+    if aggregate_function not in AGGREGATES:
+        raise fail(f"aggregate_function {aggregate_function!r} is unknown")
+    targets = integers("target_ids", target_ids)
+    count = int(targets.max(initial=0)) + 1 if n_targets is None else n_targets
+    forest = _classic(
+        x,
+        (nodes_treeids, nodes_nodeids),
+        (nodes_falsenodeids, nodes_truenodeids),
+        nodes_featureids,
+        nodes_modes,
+        _either(nodes_values_as_tensor, nodes_values),
+        nodes_missing_value_tracks_true,
+        (target_treeids, target_nodeids),
+        targets,
+        _either(target_weights_as_tensor, target_weights),
+        count,
+        aggregate_function,
+    )
+    scores = _aggregated(x, forest, count, aggregate_function, _walk_type(x))
+    scores = _with_base(scores, _either(base_values_as_tensor, base_values))
+    result = post_transformed(scores, post_transform)
+    return (
+        result
+        if result.dtype is DType.F32
+        else compute(result.shape, lambda *i: cast(DType.F32, result[i]))
+    )
+
+
+@op("TreeEnsembleClassifier", "ai.onnx.ml")
+def tree_ensemble_classifier(
+    x: Tensor,
+    *,
+    base_values: Sequence[float] | None = None,
+    base_values_as_tensor: np.ndarray | None = None,
+    class_ids: Sequence[int] = (),
+    class_nodeids: Sequence[int] = (),
+    class_treeids: Sequence[int] = (),
+    class_weights: Sequence[float] | None = None,
+    class_weights_as_tensor: np.ndarray | None = None,
+    classlabels_int64s: Sequence[int] | None = None,
+    classlabels_strings: Sequence[str] | None = None,
+    nodes_falsenodeids: Sequence[int] = (),
+    nodes_featureids: Sequence[int] = (),
+    nodes_hitrates: Sequence[float] | None = None,
+    nodes_hitrates_as_tensor: np.ndarray | None = None,
+    nodes_missing_value_tracks_true: Sequence[int] | None = None,
+    nodes_modes: Sequence[str] = (),
+    nodes_nodeids: Sequence[int] = (),
+    nodes_treeids: Sequence[int] = (),
+    nodes_truenodeids: Sequence[int] = (),
+    nodes_values: Sequence[float] | None = None,
+    nodes_values_as_tensor: np.ndarray | None = None,
+    post_transform: str = "NONE",
+) -> tuple[Tensor, Tensor]:
+    """The label with the greatest sum over all trees, and the sums after the transform.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
+    """
+    if classlabels_strings or not classlabels_int64s or len(classlabels_int64s) < 2:
+        raise UnsupportedError("a tree classifier without at least two integer labels")
+    ids, classes = integers("class_ids", class_ids), len(classlabels_int64s)
+    weights = _either(class_weights_as_tensor, class_weights)
+    forest = _classic(
+        x,
+        (nodes_treeids, nodes_nodeids),
+        (nodes_falsenodeids, nodes_truenodeids),
+        nodes_featureids,
+        nodes_modes,
+        _either(nodes_values_as_tensor, nodes_values),
+        nodes_missing_value_tracks_true,
+        (class_treeids, class_nodeids),
+        ids,
+        weights,
+        classes,
+        "SUM",
+    )
+    single = classes == 2 and np.unique(ids).size == 1
+    scores = _aggregated(x, forest, classes, "SUM", _walk_type(x))
+    base = _either(base_values_as_tensor, base_values)
+    if single:
+        positive = bool(np.asarray(weights).min(initial=0.0) >= 0)
+        return binary_scores(
+            scores, int(ids[0]), base, positive, post_transform, classlabels_int64s
+        )
+    scores = _with_base(scores, base)
+    narrow = compute(scores.shape, lambda *i: cast(DType.F32, scores[i]))
+    return labels_of(narrow, classlabels_int64s), post_transformed(narrow, post_transform)
+
+
+def _features(x: Tensor) -> int:
+    if x.rank != 2:
+        raise fail(f"a tree ensemble needs a matrix, not an operand of shape {x.shape}")
+    return x.shape[1]
+
+
+def _walk_type(x: Tensor) -> DType:
+    """The type that features and thresholds are compared in."""
+    return DType.F64 if x.dtype is DType.F64 else DType.F32
+
+
+def _either(
+    tensor: np.ndarray | None, values: Sequence[float] | None
+) -> np.ndarray | Sequence[float]:
+    """An attribute that exists as a tensor and as a list."""
+    return tensor if tensor is not None and tensor.size else values if values is not None else ()
+
+
+def _floats(name: str, values: object, dtype: DType, size: int) -> np.ndarray:
+    array = np.asarray(values).astype(dtype.numpy).ravel()
+    if array.size != size:
+        raise fail(f"{name} has {array.size} entries where {size} are expected")
+    return array
+
+
+def _flags(values: Sequence[int] | None, size: int) -> np.ndarray:
+    if values is None or len(values) == 0:
+        return np.zeros(size, np.bool_)
+    flags: np.ndarray = integers("nodes_missing_value_tracks_true", values, size) != 0
+    return flags
+
+
+def _sets(values: np.ndarray | None) -> list[np.ndarray]:
+    """The sets of a list in which each one ends with a NaN."""
+    if values is None or values.size == 0:
+        return []
+    flat = values.ravel()
+    ends = np.flatnonzero(np.isnan(flat))
+    sets = [flat[a:b] for a, b in zip([0, *(ends + 1)], [*ends, flat.size], strict=True)]
+    return sets if sets[-1].size else sets[:-1]
+
+
+def _absent(aggregate: str, dtype: DType) -> float:
+    """The weight that changes nothing."""
+    limits = np.finfo(dtype.numpy)
+    return {"MIN": float(limits.max), "MAX": float(limits.min)}.get(aggregate, 0.0)
+
+
+def _classic(
+    x: Tensor,
+    own: tuple[Sequence[int], Sequence[int]],
+    below: tuple[Sequence[int], Sequence[int]],
+    feature_ids: Sequence[int],
+    modes: Sequence[str],
+    values: np.ndarray | Sequence[float],
+    missing: Sequence[int] | None,
+    entry: tuple[Sequence[int], Sequence[int]],
+    targets: np.ndarray,
+    weights: np.ndarray | Sequence[float],
+    count: int,
+    aggregate: str,
+) -> Forest:
+    """The forest of the older encoding: nodes, leaves among them, with identifiers of their own."""
+    features, dtype, n = _features(x), _walk_type(x), len(modes)
+    trees, ids = (integers("node identifiers", v, n) for v in own)
+    numbers = {name: k for k, name in enumerate((*MODES, "LEAF"))}
+    mode = np.array([numbers.get(m, len(numbers)) for m in modes], np.int64)
+    within("nodes_modes", mode, len(numbers))
+    leaf = mode == numbers["LEAF"]
+    if (mode == MEMBER).any():
+        raise fail("this encoding of trees has no sets")
+    lookup = Lookup.of(trees, ids)
+    inner = np.flatnonzero(~leaf)
+    number = np.where(
+        leaf, np.cumsum(leaf) - 1, np.cumsum(~leaf) - 1
+    )  # among the leaves, or the interior nodes
+    child = np.stack(
+        [lookup.find(trees[inner], integers("children", c, n)[inner]) for c in below], axis=1
+    )
+    nodes = Nodes(
+        feature=integers("nodes_featureids", feature_ids, n)[inner],
+        threshold=_floats("nodes_values", values, dtype, n)[inner],
+        mode=mode[inner],
+        missing=_flags(missing, n)[inner],
+        child=number[child],
+        child_is_leaf=leaf[child],
+    )
+    at = lookup.find(*(integers("leaf identifiers", v, targets.size) for v in entry))
+    if not leaf[at].all():
+        raise fail("a weight belongs to a node that is no leaf")
+    weight = _floats("leaf weights", weights, dtype, targets.size)
+    leaves = Leaves(int(leaf.sum()), number[at], targets, weight)
+    first = np.unique(trees, return_index=True)[1]
+    roots = number[first] + leaf[first] * len(inner)
+    return build(nodes, leaves, roots, features, count, _absent(aggregate, dtype))
+
+
+def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: DType) -> Tensor:
+    """[row, target]: the sum, mean, least or greatest of the weights of the leaves that the row
+    reaches.
+    """
+    if targets < 1:
+        raise fail(f"{targets} targets")
+    if x.shape[0] == 0 or not len(forest.roots):
+        return compute((x.shape[0], targets), lambda *i: _absent(aggregate, dtype), dtype=dtype)
+    monoid = {"MIN": ScalarOp.MIN, "MAX": ScalarOp.MAX}.get(aggregate, ScalarOp.ADD)
+    start = _absent(aggregate, _walk_type(x))
+    walk = _Walk(x, forest, targets, monoid, start)
+    total = nest([((x.shape[0], targets), dtype)], walk.body, "TreeEnsemble")[0]
+    if aggregate != "AVERAGE":
+        return total
+    return compute(total.shape, lambda *i: total[i] / len(forest.roots))
+
+
+def _with_base(scores: Tensor, base: np.ndarray | Sequence[float]) -> Tensor:
+    """The scores plus base values, one for each target or one for all."""
+    values = np.asarray(base).ravel()
+    if values.size == 0:
+        return scores
+    if values.size not in (1, scores.shape[1]):
+        raise fail(f"{values.size} base values for {scores.shape[1]} targets")
+    table = constant(np.broadcast_to(values, scores.shape[1:]).copy(), scores.dtype)
+    return compute(scores.shape, lambda n, t: scores[n, t] + table[t])
+
+
+class _Walk:
+    """The loops that lead a few rows through all trees."""
+
+    def __init__(
+        self, x: Tensor, forest: Forest, targets: int, monoid: ScalarOp, start: float
+    ) -> None:
+        self.x, self.targets, self.monoid = x, targets, monoid
+        self.start, self.dtype = start, _walk_type(x)
+        self.rows = max(1, min(ROWS, x.shape[0], LOCAL_BYTES // (targets * self.dtype.itemsize)))
+        if targets * self.dtype.itemsize > LOCAL_BYTES:
+            raise UnsupportedError(f"{targets} targets are too many for a task's scratch")
+        self.interior = forest.interior
+        self.feature, self.threshold = constant(forest.feature), constant(forest.threshold)
+        self.children = constant(forest.children.reshape(-1))
+        self.roots, self.depth = constant(forest.roots), constant(forest.depth)
+        self.same_depth = int(forest.depth[0]) if forest.depth.min() == forest.depth.max() else None
+        self.leaf_targets, self.weights = constant(forest.targets), constant(forest.weights)
+        modes = np.unique(forest.mode[: forest.interior])
+        self.modes = [int(m) for m in modes] or [0]
+        self.mode = constant(forest.mode) if len(self.modes) > 1 else None
+        self.missing = constant(forest.missing) if forest.missing.any() else None
+
+    def body(self, y: Tensor) -> Stmt:
+        """All rows, in groups that are tasks."""
+        group = Var(fresh_axis("group"))
+        at = Buffer(fresh_axis("at"), DType.I64, (self.rows,), space=Space.LOCAL)
+        acc = Buffer(fresh_axis("acc"), self.dtype, (self.rows, self.targets), space=Space.LOCAL)
+        shape = (self.rows, self.targets)
+        begin = _loops(shape, lambda r, t: Store(acc, (r, t), as_expr(self.start, self.dtype)))
+
+        def finish(r: Expr, t: Expr) -> Stmt:
+            value = cast(y.dtype, Load(acc, (r, t)))
+            return Store(y, (self._row(group, r), t), value)
+
+        tree = Var(fresh_axis("tree"))
+        all_trees = For(
+            tree.name, index_const(self.roots.shape[0]), self._tree(group, tree, at, acc)
+        )
+        work = Alloc(at, Alloc(acc, Block((begin, all_trees, _loops(shape, finish)))))
+        groups = -(-self.x.shape[0] // self.rows)
+        return For(group.name, index_const(groups), work, LoopKind.PARALLEL)
+
+    def _row(self, group: Expr, r: Expr) -> Expr:
+        """The row of the input; those beyond the end of the last group repeat the last row."""
+        return minimum(group * self.rows + r, self.x.shape[0] - 1)
+
+    def _tree(self, group: Expr, tree: Expr, at: Buffer, acc: Buffer) -> Stmt:
+        """From the root to the leaves of one tree."""
+        step = fresh_axis("step")
+        depth: Expr = cast(DType.I64, self.depth[tree])
+        if self.same_depth is not None:
+            depth = index_const(self.same_depth)
+
+        def leaf(r: Expr, entry: Expr) -> Stmt:
+            number = _clamped(Load(at, (r,)) - self.interior, self.weights.shape[0])
+            target: Expr = index_const(0)
+            if self.targets > 1:
+                target = _clamped(cast(DType.I64, self.leaf_targets[number, entry]), self.targets)
+            return Accumulate(acc, (r, target), self.monoid, self.weights[number, entry])
+
+        root = cast(DType.I64, self.roots[tree])
+        return Block(
+            (
+                _loops((self.rows,), lambda r: Store(at, (r,), root)),
+                For(step, depth, _loops((self.rows,), lambda r: self._step(group, r, at))),
+                _loops((self.rows, self.weights.shape[1]), leaf),
+            )
+        )
+
+    def _step(self, group: Expr, r: Expr, at: Buffer) -> Stmt:
+        """One row takes one step."""
+        node = _clamped(Load(at, (r,)), self.feature.shape[0])
+        feature = _clamped(cast(DType.I64, self.feature[node]), self.x.shape[1])
+        value = cast(self.dtype, self.x[self._row(group, r), feature])
+        side = Select(self._test(node, value), index_const(1), index_const(0))
+        return Store(at, (r,), cast(DType.I64, self.children[node * 2 + side]))
+
+    def _test(self, node: Expr, value: Expr) -> Expr:
+        threshold = self.threshold[node]
+        test: Expr = apply(TESTS[self.modes[-1]], value, threshold)
+        if self.mode is not None:
+            for mode in self.modes[:-1]:
+                chosen = apply(TESTS[mode], value, threshold)
+                test = Select(self.mode[node].eq(mode), chosen, test)
+        if self.missing is not None:
+            test = test | (apply(ScalarOp.ISNAN, value) & self.missing[node])
+        return test
+
+
+def _loops(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
+    """Loops over the extents, the last one innermost."""
+    axes = [fresh_axis() for _ in extents]
+    made = body(*map(Var, axes))
+    for axis, n in zip(reversed(axes), reversed(extents), strict=True):
+        made = For(axis, index_const(n), made)
+    return made
+
+
+def _clamped(index: Expr, extent: int) -> Expr:
+    """An index that the tables' checks have shown to be inside, in a form that says so."""
+    return minimum(maximum(index, 0), extent - 1)
