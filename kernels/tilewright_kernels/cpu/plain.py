@@ -41,12 +41,12 @@ def sign(x: Number) -> Number:
 
 def maximum(x: Number, y: Number) -> Number:
     """NaN if either is NaN."""
-    return x.is_nan().choose(x, (x > y).choose(x, y))
+    return x.call("maximum", y)
 
 
 def minimum(x: Number, y: Number) -> Number:
     """NaN if either is NaN."""
-    return x.is_nan().choose(x, (x < y).choose(x, y))
+    return x.call("minimum", y)
 
 
 def remainder(x: Number, y: Number) -> Number:

@@ -65,9 +65,10 @@ def _quadrant(x: Number) -> tuple[Number, Number]:
         here = a >= 2.0 ** (23 + octave.shift)
         scaled = here.choose(wide * 2.0**-octave.shift, scaled)
         high, low = here.choose(octave.high, high), here.choose(octave.low, low)
-    shifted = scaled.fma(high, ROUND_F64)
+    shifted = scaled * high + ROUND_F64
     whole = shifted - ROUND_F64
-    fraction = scaled.fma(low, scaled.fma(high, -whole))
+    upper = (high.bits() & -(2**27)).as_float()  # 26 bits: its product with 24 is exact
+    fraction = (scaled * upper - whole) + scaled * (high - upper) + scaled * low
     return shifted.bits().low_bits(32), (fraction * (math.pi / 2)).narrow()
 
 

@@ -158,8 +158,8 @@ class Number:
         return self.of(self.builder.select(self.value, otherwise.like(then), otherwise.value))
 
     def fma(self, factor: Operand, addend: Operand) -> Number:
-        """self * factor + addend, rounded once."""
-        return self.call("fma", factor, addend)
+        """self * factor + addend, rounded once where the processor can and twice where not."""
+        return self.call("fmuladd", factor, addend)
 
     def polynomial(self, coefficients: Sequence[float]) -> Number:
         """Horner's rule, highest power first."""

@@ -1,0 +1,175 @@
+"""Register tiles: loads, stores, products, windows, for odd sizes; and that they stay in registers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels_harness import compile_kernel
+from tilewright_kernels.cpu import machine
+
+Array = np.ndarray[Any, Any]
+DTYPES: dict[str, Any] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+SHAPES = [(1, 1), (3, 2), (5, 3), (machine.tile_rows(2), 2)]
+
+
+def width(kind: str, vectors: int) -> int:
+    return vectors * machine.lanes(8 * DTYPES[kind].itemsize)
+
+
+def random(*shape: int, kind: str) -> Array:
+    return np.random.default_rng(len(shape)).normal(0, 1, shape).astype(DTYPES[kind])
+
+
+def close(result: Array, exact: Array, terms: int) -> None:
+    epsilon = float(np.finfo(result.dtype).eps)
+    np.testing.assert_allclose(result, exact, rtol=0, atol=(terms + 1) * 8 * epsilon)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize(("rows", "vectors"), SHAPES)
+def test_load_and_store(rows: int, vectors: int, kind: str) -> None:
+    n = width(kind, vectors)
+    x, y = random(rows, n + 3, kind=kind), np.full((rows, n + 5), 77, DTYPES[kind])
+    body = f"""
+    tile = load({rows}, {vectors}, {kind}(args, 0), integer(args, 2))
+    store(tile, {kind}(args, 1), integer(args, 3))
+    """
+    compile_kernel(body, f"tile.load tile.store pointers.{kind} pointers.integer")(
+        x, y, n + 3, n + 5
+    )
+    np.testing.assert_array_equal(y[:, :n], x[:, :n])
+    assert (y[:, n:] == 77).all()
+
+
+PRODUCT_IMPORTS = "tile.load tile.store pointers.integer"
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("depth", [0, 1, 2, 7, 130])
+@pytest.mark.parametrize(("rows", "vectors"), SHAPES)
+def test_matmul(rows: int, vectors: int, depth: int, kind: str) -> None:
+    n = width(kind, vectors)
+    a, b = random(rows, depth, kind=kind), random(depth, n, kind=kind)
+    start = random(rows, n, kind=kind)
+    body = f"""
+    c = {kind}(args, 2)
+    acc = load({rows}, {vectors}, c, {n})
+    acc = matmul(acc, {kind}(args, 0), integer(args, 3), integer(args, 4), {kind}(args, 1), integer(args, 5))
+    store(acc, c, {n})
+    """
+    kernel = compile_kernel(body, f"{PRODUCT_IMPORTS} matmul.matmul pointers.{kind}")
+    for left, strides in ((a, (depth, 1)), (np.ascontiguousarray(a.T), (1, rows))):
+        c = start.copy()
+        kernel(left, b, c, *strides, depth)
+        close(c, start + a.astype(np.float64) @ b, depth)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("present", [1, 2, 5])
+def test_matmul_part_reads_only_its_rows(present: int, kind: str) -> None:
+    rows, depth, n = 5, 9, width(kind, 2)
+    a, b = random(present, depth, kind=kind), random(depth, n, kind=kind)
+    poisoned = np.full((rows, depth), np.nan, a.dtype)
+    poisoned[:present] = a
+    c = np.empty((rows, n), a.dtype)
+    body = f"""
+    acc = zeros_{kind}({rows}, 2)
+    acc = matmul_part(acc, {kind}(args, 0), {depth}, 1, {kind}(args, 1), {depth}, integer(args, 3))
+    store(acc, {kind}(args, 2), {n})
+    """
+    imports = f"tile.zeros_{kind} {PRODUCT_IMPORTS} matmul.matmul_part pointers.{kind}"
+    compile_kernel(body, imports)(poisoned, b, c, present)
+    close(c[:present], a.astype(np.float64) @ b, depth)
+    close(c[present:], np.broadcast_to(c[present - 1], c[present:].shape), depth)
+
+
+def test_matmul_prefetch_is_matmul() -> None:
+    depth, n = 40, width("f32", 2)
+    a, b, c = (
+        random(4, depth, kind="f32"),
+        random(depth, n, kind="f32"),
+        np.empty((4, n), np.float32),
+    )
+    body = f"""
+    b = f32(args, 1)
+    acc = matmul_prefetch(zeros_f32(4, 2), f32(args, 0), {depth}, 1, b, {depth}, offset(b, 128), 16)
+    store(acc, f32(args, 2), {n})
+    """
+    imports = "tile.zeros_f32 tile.store matmul.matmul_prefetch pointers.f32 pointers.offset"
+    compile_kernel(body, imports)(a, b, c)
+    close(c, a.astype(np.float64) @ b, depth)
+
+
+def window_reference(x: Array, w: Array, row: int, column: int, step: int, rows: int) -> Array:
+    """A 3x3 convolution at `rows` pixels of one row, in double precision, zeros around the image."""
+    margin = 64
+    padded = np.pad(x.astype(np.float64), ((margin, margin), (margin, margin), (0, 0)))
+    result = np.zeros((rows, w.shape[-1]))
+    for kh in range(3):
+        for kw in range(3):
+            first = column + kw + margin
+            pixels = padded[row + kh + margin, first : first + rows * step : step]
+            result += pixels @ w[kh, kw].astype(np.float64)
+    return result
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("step", [1, 2])
+def test_window_treats_the_outside_as_zeros(step: int, kind: str) -> None:
+    rows, height, columns, channels, n = 5, 4, 11, 6, width(kind, 2)
+    x, w = random(height, columns, channels, kind=kind), random(3, 3, channels, n, kind=kind)
+    body = f"""
+    x, w, columns = {kind}(args, 0), {kind}(args, 1), integer(args, 7)
+    acc = zeros_{kind}({rows}, 2)
+    for r in range(3):
+        row = integer(args, 3) + r
+        for s in range(3):
+            acc = matmul_window(
+                acc, offset(x, row * columns * {channels}), 0 <= row < integer(args, 6),
+                integer(args, 4) + s, integer(args, 5), columns, {channels}, 1,
+                offset(w, (r * 3 + s) * {channels * n}), {channels},
+            )
+    store(acc, {kind}(args, 2), {n})
+    """
+    names = f"pointers.{kind} pointers.integer pointers.offset tile.zeros_{kind} tile.store"
+    kernel = compile_kernel(body, f"{names} window.matmul_window")
+    for row in (-3, -1, 0, 2, 3, 4):
+        for column in (-9, -5, -1, 0, 1, 4, 7, 10, 15):
+            c = np.full((rows, n), np.nan, DTYPES[kind])
+            kernel(x, w, c, row, column, step, height, columns)
+            close(c, window_reference(x, w, row, column, step, rows), 9 * channels)
+
+
+def test_window_ignores_infinities_that_it_does_not_cover() -> None:
+    x = np.full((1, 3, 1), np.inf, np.float32)
+    w, c = np.ones((1, width("f32", 1)), np.float32), np.empty((4, width("f32", 1)), np.float32)
+    body = f"""
+    acc = zeros_f32(4, 1)
+    acc = matmul_window(acc, f32(args, 0), True, -3, 2, 3, 1, 1, f32(args, 1), 1)
+    store(acc, f32(args, 2), {w.size})
+    """
+    imports = "pointers.f32 tile.zeros_f32 tile.store window.matmul_window"
+    compile_kernel(body, imports)(x, w, c)
+    np.testing.assert_array_equal(c[:, 0], [0, 0, np.inf, 0])
+
+
+@pytest.mark.skipif(machine.vector_bytes() < 32, reason="tile sizes for AVX2 and AVX-512")
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+@pytest.mark.parametrize("kind", DTYPES)
+def test_the_largest_tiles_do_not_spill(kind: str, vectors: int) -> None:
+    rows = machine.tile_rows(vectors)
+    body = f"""
+    acc = zeros_{kind}({rows}, {vectors})
+    for panel in range(integer(args, 4)):
+        left = offset({kind}(args, 0), panel * 64)
+        right = offset({kind}(args, 1), panel * {64 * width(kind, vectors)})
+        acc = matmul(acc, left, integer(args, 3), 1, right, 64)
+    store(acc, {kind}(args, 2), {width(kind, vectors)})
+    """
+    names = f"pointers.{kind} pointers.integer pointers.offset tile.zeros_{kind} tile.store"
+    kernel = compile_kernel(body, f"{names} matmul.matmul")
+    assert not re.search(r"v\w+\s+(%[yz]mm.*\(%r[sb]p\)|.*\(%r[sb]p\), %[yz]mm)", kernel.assembly)
