@@ -73,7 +73,7 @@ def _binary(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
 
 def _broadcast(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     shape = [n if draw(st.booleans()) else 1 for n in t.shape]
-    bias = constant(random_array(draw(st.integers(0, 99)), shape))
+    bias = constant(random_array(draw(st.integers(0, 99)), shape, t.dtype))
     return common.elementwise(lambda a, b: a + b, t, bias)
 
 
@@ -141,7 +141,7 @@ def _matmul(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     if t.rank < 2:
         return t
     n = draw(st.sampled_from([1, 4, 9, 17, 33]))
-    w = constant(random_array(draw(st.integers(0, 99)), (t.shape[-1], n)))
+    w = constant(random_array(draw(st.integers(0, 99)), (t.shape[-1], n), t.dtype))
     r = t.rank
     return compute(
         (*t.shape[:-1], n),
@@ -157,7 +157,7 @@ def _convolution(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     (batch, channels, height, width), pad = x.shape, pad if size == 3 else 0
     if min(height, width) + 2 * pad < size:
         size = 1
-    w = constant(random_array(draw(st.integers(0, 99)), (oc, channels, size, size)))
+    w = constant(random_array(draw(st.integers(0, 99)), (oc, channels, size, size), t.dtype))
     out = [(n + 2 * pad - size) // stride + 1 for n in (height, width)]
 
     def element(n: Expr, o: Expr, h: Expr, v: Expr, c: Expr, kh: Expr, kw: Expr) -> Expr:

@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from tilewright.codegen.spelling import BUILTIN, CHECKED, FLOAT_FUNCTIONS, INFIX, INTEGER_FUNCTIONS, SUFFIX
+import numpy as np
+
+from tilewright.codegen.spelling import CHECKED, FLOAT_FUNCTIONS, INFIX, INTEGER_FUNCTIONS, SUFFIX, module_of
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, linear
 from tilewright.loops.ir import (
@@ -42,14 +44,8 @@ from tilewright.loops.microtile import Microtile, microtile
 from tilewright.loops.scalars import ScalarOp
 from tilewright_kernels.cpu.machine import machine
 
-LIBRARY = "tilewright_kernels.cpu"
-POINTERS = frozenset(SUFFIX.values()) | {"integer", "offset"} | {
-    f"{verb}_{s}" for s in SUFFIX.values() for verb in ("stack", "load", "store")
-}
 SUMS = frozenset((ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL))
 QUOTIENTS = frozenset((ScalarOp.FLOORDIV, ScalarOp.MOD))
-MODULE_OF = {"zeros_f32": "tile", "zeros_f64": "tile", "store": "tile", "matmul": "matmul", "matmul_window": "window"}
-
 
 @dataclass(frozen=True)
 class Emitted:
@@ -75,7 +71,7 @@ class _Emitter:
     axes: dict[str, str] = field(default_factory=dict)
     locals: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    constants: dict[str, str] = field(default_factory=dict)
+    special: set[str] = field(default_factory=set)
     checks: int = 0
     iterations: int | None = None
 
@@ -88,22 +84,21 @@ class _Emitter:
         if self.iterations is not None:
             head.append(f"    chunk = {self._use('integer')}(args, {first + len(self.numbers)})")
         if self.checks:
-            head.insert(0, f"    errors = {self._use('i64')}(args, 0)")
+            head += [f"    errors = {self._use('stack_i64')}(1)", "    errors[0] = 0"]
+            body.append(f"{self._use('report')}(errors, {self._use('i64')}(args, 0))")
         text = "\n".join([*self._imports(), "", "", "def kernel(task, args):", *head, *_indent(body)]) + "\n"
         return Emitted(text, tuple(self.numbers), self.iterations, self.checks)
 
     def _imports(self) -> list[str]:
         names: dict[str, list[str]] = {}
         for n in sorted(self.used):
-            module = MODULE_OF.get(n) or ("pointers" if n in POINTERS else "math")
-            names.setdefault(module, []).append(n)
-        lines = ["from numpy import float32, float64, inf, nan"] if self.constants else []
-        lines += [f"from {LIBRARY}.{m} import {', '.join(v)}" for m, v in sorted(names.items())]
-        return lines + ([""] if self.constants else []) + [f"{name} = {value}" for value, name in self.constants.items()]
+            names.setdefault(module_of(n), []).append(n)
+        special = [n for n in ("inf", "nan") if n in self.special]
+        first = [f"from math import {', '.join(special)}"] if special else []
+        return [*first, *(f"from {m} import {', '.join(v)}" for m, v in sorted(names.items()))]
 
     def _use(self, name: str) -> str:
-        if name not in BUILTIN:
-            self.used.add(name)
+        self.used.add(name)
         return name
 
     def _number(self, value: int, *key: str) -> str:
@@ -216,9 +211,12 @@ class _Emitter:
             return str(value) if value in (0, 1, -1) else self._number(int(value))
         if not dtype.is_float:
             return f"{self._use('to_' + SUFFIX[dtype])}({value})"
-        kind = "float64" if dtype is DType.F64 else "float32"
-        text = f"{kind}({float(value)!r})"
-        return self.constants.setdefault(text, f"c{len(self.constants)}")
+        if math.isfinite(value):
+            text = repr(value) if dtype is DType.F64 else str(np.float32(value))
+        else:
+            self.special.add(word := "nan" if math.isnan(value) else "inf")
+            text = f"-{word}" if value < 0 else word
+        return f"{self._use('to_f64' if dtype is DType.F64 else 'to_f32')}({text})"
 
     def _load(self, b: Buffer, index: tuple[Expr, ...]) -> str:
         if b.space is Space.LOCAL and not b.shape:
@@ -276,38 +274,32 @@ class _Emitter:
             return f"{self._use('to_bool')}({value})"
         if dtype.compute is not dtype:
             whole = value if source.compute is DType.F32 and source.is_float else f"{self._use('to_f32')}({value})"
-            return f"{self._use('round_' + SUFFIX[dtype])}({whole})"
+            return f"{self._use('to_' + SUFFIX[dtype])}({whole})"
         if source.compute is dtype:
             return value
         return f"{self._use('to_' + SUFFIX[dtype])}({value})"
 
     def _apply(self, op: ScalarOp, dtype: DType, args: list[str]) -> str:
-        if op in CHECKED and (dtype.is_integer):
+        joined = ", ".join(args)
+        if op in CHECKED and dtype.is_integer:
             self.checks += 1
-            return self._wrap(dtype, f"{self._use(CHECKED[op])}({', '.join(args)}, errors, {self.checks})")
-        if op in INFIX:
+            return f"{self._use(CHECKED[op])}({joined}, errors, {self.checks})"
+        if dtype is DType.BOOL and op in (ScalarOp.MAX, ScalarOp.MIN):
+            op = ScalarOp.OR if op is ScalarOp.MAX else ScalarOp.AND
+        narrow = dtype.is_integer and dtype is not DType.I64
+        if op in INFIX and not (narrow and op in INTEGER_FUNCTIONS):
             text = f"({args[0]} {INFIX[op]} {args[1]})"
-            return text if op.rule == "bool" else self._wrap(dtype, text)
+            return f"{self._use('to_' + SUFFIX[dtype])}{text}" if narrow and op.rule == "same" else text
         match op:
             case ScalarOp.DIV:
                 return f"({args[0]} / {args[1]})"
-            case ScalarOp.NEG:
-                return self._wrap(dtype, f"(-{args[0]})")
+            case ScalarOp.NEG if not narrow:
+                return f"(-{args[0]})"
             case ScalarOp.NOT:
                 return f"(not {args[0]})"
-            case ScalarOp.BITNOT:
-                return self._wrap(dtype, f"(~{args[0]})")
-        if dtype is DType.BOOL and op in (ScalarOp.MAX, ScalarOp.MIN):
-            return f"({args[0]} {'|' if op is ScalarOp.MAX else '&'} {args[1]})"
         if dtype.is_float:
-            return f"{self._use(f'{FLOAT_FUNCTIONS[op]}_{SUFFIX[dtype]}')}({', '.join(args)})"
-        return self._wrap(dtype, f"{self._use(INTEGER_FUNCTIONS[op])}({', '.join(args)})")
-
-    def _wrap(self, dtype: DType, text: str) -> str:
-        """Arithmetic on narrow integers wraps in their own width, whatever width Numba computes in."""
-        if dtype.is_float or dtype in (DType.I64, DType.BOOL):
-            return text
-        return f"{self._use('to_' + SUFFIX[dtype])}({text})"
+            return f"{self._use(f'{FLOAT_FUNCTIONS[op]}_{SUFFIX[dtype]}')}({joined})"
+        return f"{self._use(INTEGER_FUNCTIONS[op])}({joined})"
 
     # -- tiles
 

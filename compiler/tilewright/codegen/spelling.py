@@ -75,11 +75,16 @@ FLOAT_FUNCTIONS = {
 }
 
 INTEGER_FUNCTIONS = {
-    ScalarOp.MAX: "max",
-    ScalarOp.MIN: "min",
-    ScalarOp.ABS: "abs",
-    ScalarOp.SIGN: "sign_int",
-    ScalarOp.POW: "pow_int",
+    ScalarOp.ADD: "add",
+    ScalarOp.SUB: "subtract",
+    ScalarOp.MUL: "multiply",
+    ScalarOp.NEG: "negate",
+    ScalarOp.BITNOT: "invert",
+    ScalarOp.MAX: "maximum",
+    ScalarOp.MIN: "minimum",
+    ScalarOp.ABS: "absolute",
+    ScalarOp.SIGN: "sign",
+    ScalarOp.POW: "power",
     ScalarOp.SHL: "shift_left",
     ScalarOp.SHR: "shift_right",
 }
@@ -91,4 +96,20 @@ CHECKED = {
     ScalarOp.CHECK: "checked_index",
 }
 
-BUILTIN = frozenset(("max", "min"))
+LIBRARY = "tilewright_kernels.cpu"
+_TYPES = tuple(SUFFIX.values())
+_PLACES = {
+    "pointers": ("integer", "offset", *_TYPES, *(f"{v}_{t}" for v in ("stack", "load", "store") for t in _TYPES)),
+    "tile": ("zeros_f32", "zeros_f64", "store"),
+    "matmul": ("matmul",),
+    "window": ("matmul_window",),
+    "casts": ("select", "to_bool", *(f"to_{t}" for t in _TYPES)),
+    "checks": ("report", *CHECKED.values()),
+    "integers": tuple(INTEGER_FUNCTIONS.values()),
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def module_of(name: str) -> str:
+    """The module that generated code imports a name from."""
+    return f"{LIBRARY}.{_MODULE_OF.get(name, 'math')}"

@@ -44,21 +44,22 @@ def _combine(a: Linear, b: Linear, scale: int = 1) -> Linear:
     for atom, c in b.terms:
         total[atom] = total.get(atom, 0) + c * scale
     kept = {atom: c for atom, c in total.items() if c}
-    return Linear(tuple(_rejoin(kept).items()), a.constant + b.constant * scale)
+    return _rejoin(kept, a.constant + b.constant * scale)
 
 
-def _rejoin(terms: dict[Expr, int]) -> dict[Expr, int]:
-    """(x // d) * (d * s) + (x % d) * s = x * s, as long as x is a single atom."""
+def _rejoin(terms: dict[Expr, int], constant: int) -> Linear:
+    """(x // d) * (d * s) + (x % d) * s = x * s."""
     for atom, c in list(terms.items()):
         if isinstance(atom, Apply) and atom.op is ScalarOp.MOD and isinstance(atom.args[1], Const):
             x, d = atom.args
             quotient = Apply(ScalarOp.FLOORDIV, (x, d))
             if terms.get(quotient) == c * int(d.value):
                 del terms[atom], terms[quotient]
-                for inner, k in linear(x, {}).terms:
+                whole = linear(x, {})
+                for inner, k in whole.terms:
                     terms[inner] = terms.get(inner, 0) + k * c
-                return _rejoin({a: k for a, k in terms.items() if k})
-    return terms
+                return _rejoin({a: k for a, k in terms.items() if k}, constant + whole.constant * c)
+    return Linear(tuple(terms.items()), constant)
 
 
 def linear(e: Expr, ranges: Ranges) -> Linear:
