@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction
-from tilewright.fusion.inline import Program, _reads_in_place, label
+from tilewright.fusion.inline import Program, label, reads_in_place
 from tilewright.loops.ir import Load, Var, walk
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
@@ -37,7 +37,7 @@ class Group:
         """The operators inside, in order."""
         if self.nest:
             return self.nest.op or "Nest"
-        return "+".join(dict.fromkeys(m.op for m in self.members if m.op)) or "Map"
+        return "+".join(dict.fromkeys(o for m in self.members for o in m.op.split("+") if o)) or "Map"
 
 
 def form_groups(program: Program) -> list[Group]:
@@ -122,7 +122,7 @@ class _Grouper:
             return (), "the matmul or convolution already has its epilogue"
         if root.name in self.output_names or len(self.program.consumers[root.name]) > 1:
             return (), "the result of the matmul or convolution is needed elsewhere too"
-        if not _reads_in_place(t, root):
+        if not reads_in_place(t, root):
             return (), "it reads the matmul or convolution at other places than its own"
         return t.axes, None
 

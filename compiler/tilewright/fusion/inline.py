@@ -13,12 +13,13 @@ import numpy as np
 
 from tilewright.fusion.contraction import Contraction, find_contraction
 from tilewright.loops.affine import simplify_loads
-from tilewright.loops.ir import Apply, Expr, Load, Select, Var, children, rewrite, substitute, variables, walk
+from tilewright.loops.ir import Apply, Expr, Load, Select, Var, children, dtype_of, rewrite, substitute, variables, walk
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import Compute, Constant, NestOutput, Placeholder, Tensor, sources
+from tilewright.ops.tensor import Compute, NestOutput, Placeholder, Tensor, sources
 
 MAX_NODES = 300  # expression nodes of one kernel's body
 CHEAP = 3  # arithmetic that is sooner done again than loaded
+CHECKS = frozenset((ScalarOp.CHECK, ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD))
 EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
     for n in "EXP LOG SIN COS TAN ASIN ACOS ATAN SINH COSH TANH ASINH ACOSH ATANH ERF SIGMOID LOG1P EXPM1 POW".split()
@@ -35,6 +36,7 @@ class Program:
     consumers: dict[str, list[Tensor]]
     contractions: dict[str, Contraction]
     decisions: list[str] = field(default_factory=list)
+    checked: dict[str, tuple[str, ...]] = field(default_factory=dict)  # nodes whose checks a tensor's body makes
 
 
 def ranges_of(t: Compute) -> dict[str, tuple[float, float]]:
@@ -76,6 +78,7 @@ class _Inliner:
         self.done: dict[str, Tensor] = {}
         self.contractions: dict[str, Contraction] = {}
         self.decisions: list[str] = []
+        self.checked: dict[str, tuple[str, ...]] = {}
         self.math_ok = self._views_that_take_math()
         self.evaluations: dict[str, float] = {}
 
@@ -89,7 +92,7 @@ class _Inliner:
             for s in sources(t):
                 consumers[s.name].append(t)
         live = {n: c for n, c in self.contractions.items() if n in consumers}
-        return Program(self.inputs, outputs, order, consumers, live, self.decisions)
+        return Program(self.inputs, outputs, order, consumers, live, self.decisions, self.checked)
 
     def _views_that_take_math(self) -> set[str]:
         """Views whose readers can compute as they read: not those that end in a tile or in a hand-written nest."""
@@ -125,6 +128,7 @@ class _Inliner:
         )
 
     def _inline_into(self, t: Compute) -> Compute:
+        self.checked[t.name] = (t.node,) if makes_checks(t.body) else ()
         contraction = find_contraction(t)
         chosen = {s.name for s in sources(t) if isinstance(self.done[s.name], Compute)}
         if contraction is not None:
@@ -165,7 +169,7 @@ class _Inliner:
         view = is_view(p)
         if not view and is_view(c) and c.name not in self.math_ok:
             return "its readers need plain memory"
-        if self._is_epilogue(p) and not (len(self.consumers[p.name]) == 1 and _reads_in_place(c, p)):
+        if self._is_epilogue(p) and not (len(self.consumers[p.name]) == 1 and reads_in_place(c, p)):
             return "it stays with the reduction it completes"
         if p.name in self.output_names and not view and cost(p.body) > CHEAP:
             return "it is an output, so it is in memory anyway"
@@ -177,7 +181,7 @@ class _Inliner:
 
     def _is_epilogue(self, p: Compute) -> bool:
         return any(
-            isinstance(s, Compute) and s.reduction is not None and self._sole_reader(s, p) and _reads_in_place(p, s)
+            isinstance(s, Compute) and s.reduction is not None and self._sole_reader(s, p) and reads_in_place(p, s)
             for s in sources(p)
         )
 
@@ -214,7 +218,11 @@ class _Inliner:
         body = rewrite(t.body, rule)  # type: ignore[arg-type]
         if body is t.body:
             return t
-        return replace(t, body=simplify_loads(body, ranges_of(t)))
+        inlined = [p for n in sorted(chosen) if isinstance(p := self.done[n], Compute)]
+        nodes = [c for p in inlined for c in self.checked.get(p.name, ())]
+        self.checked[t.name] = tuple(dict.fromkeys([*self.checked[t.name], *nodes]))
+        ops = dict.fromkeys(o for p in (*inlined, t) for o in p.op.split("+") if o)
+        return replace(t, body=simplify_loads(body, ranges_of(t)), op="+".join(ops))
 
     def _note(self, p: Tensor, c: Compute, why: str) -> None:
         self.decisions.append(f"{label(p)} is not computed inside {label(c)}: {why}")
@@ -241,11 +249,12 @@ def is_view(t: Compute) -> bool:
     return t.reduction is None and isinstance(t.body, Load)
 
 
-def is_constant(t: Tensor) -> bool:
-    return isinstance(t, Constant)
+def makes_checks(e: Expr) -> bool:
+    """Whether evaluating the expression may report bad data."""
+    return any(isinstance(n, Apply) and n.op in CHECKS and dtype_of(n).is_integer for n in walk(e))
 
 
-def _reads_in_place(c: Compute, p: Tensor) -> bool:
+def reads_in_place(c: Compute, p: Tensor) -> bool:
     """Whether every read of p in the map c is at c's own index."""
     if c.reduction is not None or c.shape != p.shape:
         return False

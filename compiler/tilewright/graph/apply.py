@@ -16,7 +16,7 @@ from tilewright.graph.ir import Graph, Node
 from tilewright.graph.reference import run_reference
 from tilewright.graph.stages import HostValue, Value, is_known
 from tilewright.ops import registry
-from tilewright.ops.tensor import Compute, NeedsValue, NestOutput, Tensor, sources
+from tilewright.ops.tensor import Compute, NeedsValue, NestOutput, Tensor, sources, stamp
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 Kind = Literal["compiled", "host", "reference", "control"]
@@ -61,7 +61,9 @@ def apply_expression(
         raise OperatorError(
             f"node {node.label} cannot be applied to {describe(operands)}: {error}"
         ) from error
-    return (made,) if isinstance(made, Tensor) else tuple(made)
+    results = (made,) if isinstance(made, Tensor) else tuple(made)
+    stamp(results, (o for o in operands if isinstance(o, Tensor)), node.op_type, node.label)
+    return results
 
 
 def host_function(node: Node, graph: Graph) -> HostFunction:

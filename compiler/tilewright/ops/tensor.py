@@ -8,7 +8,7 @@ elements are known now), a Compute (each element is an expression, or a reductio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,7 +68,8 @@ class Compute(Tensor):
     body: Expr = field(default_factory=lambda: index_const(0))
     reduction: Reduction | None = None
     channels_last: bool = False
-    op: str = ""  # the operator it came from, for names and explanations
+    op: str = ""  # the operators it computes, for names and explanations
+    node: str = ""  # the node it came from, for messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,7 @@ class Nest:
     body: Stmt
     outputs: tuple[NestOutput, ...] = ()
     op: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +176,24 @@ def sources(tensor: Tensor) -> list[Tensor]:
         if isinstance(n, Load) and isinstance(n.buffer, Tensor) and n.buffer.name not in own
     }
     return list(found.values())
+
+
+def stamp(results: Iterable[Tensor | None], operands: Iterable[Tensor], op: str, node: str) -> None:
+    """Note on everything between operands and results which operator and node it came from.
+
+    The only change that is ever made to a tensor, and before anyone else has seen it.
+    """
+    seen = {t.name for t in operands}
+    stack: list[Tensor] = [t for t in results if t is not None]
+    while stack:
+        t = stack.pop()
+        owner: Compute | Nest | None = t.nest[0] if isinstance(t, NestOutput) else t if isinstance(t, Compute) else None
+        if t.name in seen or owner is None or owner.node:
+            continue
+        seen.add(t.name)
+        object.__setattr__(owner, "op", owner.op or op)
+        object.__setattr__(owner, "node", node)
+        stack.extend(sources(t))
 
 
 def scalar(value: float | int | bool, dtype: DType) -> Const:

@@ -88,6 +88,7 @@ class Plan:
         scheduled = [verify(choose_schedule(n, tile_limits())) for n in lowered]
         emitted = [emit(k) for k in scheduled]
         addresses = cache.load([e.text for e in emitted])
+        self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
         self.kernels = [
             self._describe(k, n, s, e) for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
@@ -120,7 +121,6 @@ class Plan:
         self._output_slots: list[tuple[int, int]] = []
         self._error_slots: list[int] = []
         rows: list[tuple[int, int, int]] = []
-        self._checks: list[int] = []
         for n, kernel, e, address in zip(lowered, kernels, emitted, addresses, strict=True):
             start = len(values)
             self._error_slots.append(start)
@@ -140,7 +140,6 @@ class Plan:
             tasks, chunk = self._tasks(kernel, e)
             values.append(chunk)
             rows.append((address, tasks, start))
-            self._checks.append(e.checks)
         self._values = np.array(values, np.int64)
         self._rows = rows
         parallel = [k for k, (_, tasks, _) in enumerate(rows) if tasks > 1]
@@ -238,11 +237,12 @@ class Plan:
     def _instance(self) -> _Instance:
         raw = np.empty(self.arena_bytes + 64, np.uint8)
         arena = raw[-raw.ctypes.data % 64 :]
-        arguments, errors = self._values.copy(), np.zeros(8, np.int64)
+        arguments, errors = self._values.copy(), np.zeros(len(self._rows) + 1, np.int64)
         base = arguments.ctypes.data
         for slot, offset in self._relocations:
             arguments[slot] = arena.ctypes.data + offset
-        arguments[self._error_slots] = errors.ctypes.data
+        for k, slot in enumerate(self._error_slots):
+            arguments[slot] = errors[k:].ctypes.data
         table = np.array([(f, tasks, base + 8 * start) for f, tasks, start in self._rows], np.int64)
         call = self._executor.prepare(table.ctypes.data, len(self._rows), self._last_parallel)
         return _Instance(arena, arguments, table, errors, call)
@@ -255,12 +255,12 @@ class Plan:
             arguments[slot] = results[k].ctypes.data
 
     def _check(self, instance: _Instance) -> None:
-        if instance.errors[0]:
-            instance.errors[0] = 0
-            checked = [k.graph for k, c in zip(self.kernels, self._checks, strict=True) if c]
-            raise ExecutionError(
-                f"an index is out of range or an integer is divided by zero, in {' or '.join(dict.fromkeys(checked))}"
-            )
+        if not instance.errors.any():
+            return
+        k = int(np.flatnonzero(instance.errors)[0])
+        instance.errors[:] = 0
+        where = " or ".join(self._nodes[k]) or self.kernels[k].graph
+        raise ExecutionError(f"in {where}: an index is out of range or an integer is divided by zero")
 
     def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
         """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's order."""
@@ -313,6 +313,13 @@ def _work(s: Node) -> float:
 
 def _identifier(text: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in text.lower())[:40]
+
+
+def _checked_nodes(lowered: Lowered, checked: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The nodes whose checks a kernel makes, for messages."""
+    if lowered.group.nest is not None:
+        return (lowered.group.nest.node,)
+    return tuple(dict.fromkeys(n for m in lowered.group.members for n in checked.get(m.name, ()) if n))
 
 
 def _has_work(outputs: Sequence[Tensor]) -> bool:
