@@ -13,12 +13,12 @@ from numba.core.errors import TypingError
 from kernels_harness import compile_kernel, elementwise
 
 Array = np.ndarray[Any, Any]
-INTEGERS = {
+INTEGERS: dict[str, np.dtype[Any]] = {
     f"{kind[0]}{bits}": np.dtype(f"{kind}{bits}")
     for kind in ("int", "uint")
     for bits in (8, 16, 32, 64)
 }
-FLOATS = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 
 
 def sample(dtype: np.dtype[Any]) -> Array:
@@ -47,11 +47,11 @@ def shift(by: Callable[[int, int], int], bits: int) -> Callable[[int, int], int]
 
 def power(a: int, b: int, bits: int) -> int:
     if b < 0:
-        return 0 if abs(a) != 1 else a ** (b % 2)
-    return pow(a, b, 2**bits)
+        return {1: 1, -1: -1 if b % 2 else 1}.get(a, 0)
+    return int(pow(a, b, 2**bits))
 
 
-TWO = {
+TWO: dict[str, Callable[[int, int], int] | None] = {
     "add": operator.add,
     "subtract": operator.sub,
     "multiply": operator.mul,
@@ -65,7 +65,7 @@ TWO = {
     "shift_right": None,
     "power": None,
 }
-ONE = {
+ONE: dict[str, Callable[[int], int]] = {
     "negate": operator.neg,
     "invert": operator.invert,
     "absolute": abs,

@@ -1,4 +1,4 @@
-"""Scalar functions against NumPy in double precision: special values, the whole range, and the stated accuracy."""
+"""Scalar functions against NumPy in double precision, and their stated accuracy."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def argument_pairs() -> tuple[Array, Array]:
 
 
 def error_in_ulps(result: Array, exact: Array) -> Array:
-    """Distance from the exact float64 result, in units of the float32 beside it; infinite for a wrong special."""
+    """Distance from the exact result in units of its last place; infinite for a wrong special."""
     rounded = exact.astype(np.float32)
     ordinary = np.isfinite(rounded) & np.isfinite(result)
     same = (rounded == result) | (np.isnan(rounded) & np.isnan(result))

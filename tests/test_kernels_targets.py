@@ -39,7 +39,10 @@ needs_avx2 = pytest.mark.skipif(machine.vector_bytes() < 32, reason="this machin
     ],
 )
 def test_vectors_follow_the_environment(cpu: str, features: str, vectors: tuple[int, int]) -> None:
-    code = "from tilewright_kernels.cpu.machine import *; m = machine(); print(m.vector_bytes, m.vector_registers)"
+    code = (
+        "from tilewright_kernels.cpu.machine import machine\n"
+        "print(machine().vector_bytes, machine().vector_registers)"
+    )
     result = run(sys.executable, "-c", code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features)
     assert result.stdout.split() == [str(v) for v in vectors], result.stderr
 

@@ -1,4 +1,4 @@
-"""Register tiles: loads, stores, products, windows, for odd sizes; and that they stay in registers."""
+"""Register tiles: loads, stores, products, windows; and that they stay in registers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_matmul(rows: int, vectors: int, depth: int, kind: str) -> None:
     body = f"""
     c = {kind}(args, 2)
     acc = load({rows}, {vectors}, c, {n})
-    acc = matmul(acc, {kind}(args, 0), integer(args, 3), integer(args, 4), {kind}(args, 1), integer(args, 5))
+    a, b, row, step = {kind}(args, 0), {kind}(args, 1), integer(args, 3), integer(args, 4)
+    acc = matmul(acc, a, row, step, b, integer(args, 5))
     store(acc, c, {n})
     """
     kernel = compile_kernel(body, f"{PRODUCT_IMPORTS} matmul.matmul pointers.{kind}")
@@ -105,7 +106,7 @@ def test_matmul_prefetch_is_matmul() -> None:
 
 
 def window_reference(x: Array, w: Array, row: int, column: int, step: int, rows: int) -> Array:
-    """A 3x3 convolution at `rows` pixels of one row, in double precision, zeros around the image."""
+    """A 3x3 convolution at `rows` pixels of one row, in double precision, padded with zeros."""
     margin = 64
     padded = np.pad(x.astype(np.float64), ((margin, margin), (margin, margin), (0, 0)))
     result = np.zeros((rows, w.shape[-1]))

@@ -1,7 +1,7 @@
 """Conversions between element types, and a selection without a branch.
 
-No conversion is undefined: integers wrap, floats out of an integer's range (and infinities) give its nearest
-value, NaN gives 0.
+No conversion is undefined: integers wrap, floats out of an integer's range (and infinities) give
+its nearest value, NaN gives 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Checks of values that come from data. A failed one stores a code and goes on with a harmless value.
+"""Checks of values that come from data. A failed one stores a code; its result is harmless.
 
-`errors` points to an int64 that was 0. It is best a local one (`stack_i64(1)`), which LLVM keeps in a register
-and which lets loops be vectorised; `report` passes it on when the work is done.
+`errors` points to an int64 that was 0. It is best a local one (`stack_i64(1)`), which LLVM keeps in
+a register; `report` passes it on when the work is done.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tilewright_kernels.cpu.integers import (
     quotient_of,
     remainder_of,
 )
-from tilewright_kernels.cpu.intrinsics import intrinsic
+from tilewright_kernels.cpu.intrinsics import intrinsic, pointer_to
 from tilewright_kernels.cpu.values import I64
 
-ERRORS = types.CPointer(types.int64)
+ERRORS = pointer_to(types.int64)
 
 
 def _store_if(builder: Any, failed: Any, errors: Any, code: Any) -> None:

@@ -1,7 +1,7 @@
 """Formulas for float32: exponentials, logarithms and what is made of them.
 
-All are branch-free and right over the whole range: infinities, NaN, denormals, overflow, underflow. The
-coefficients are minimax fits of the functions named beside them, highest power first.
+All are branch-free and right over the whole range: infinities, NaN, denormals, overflow, underflow.
+The coefficients are minimax fits of the functions named beside them, highest power first.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _decode_f16_by_integers(half: Number) -> Number:
 
 
 def _encode_f16_by_integers(x: Number) -> Number:
-    """Rounds in float32 arithmetic: adding a suitable power of two drops the bits that do not fit."""
+    """Normal results are rounded as integers, denormal ones by adding a power of two."""
     bits = x.bits()
     magnitude = bits & 0x7FFFFFFF
     a = magnitude.as_float()

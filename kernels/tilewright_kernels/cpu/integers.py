@@ -1,8 +1,9 @@
 """Arithmetic on integers of one type, in the type's own width: results wrap, as in NumPy.
 
-Python's operators on narrow integers are 64 bits wide in Numba, and mixing uint64 with int64 gives a float;
-these functions keep the operands' type, so vectors stay narrow too. None has undefined results: division by
-zero gives 0, the smallest integer divided by -1 wraps, a shift by the width or more gives 0.
+Python's operators on narrow integers are 64 bits wide in Numba, and mixing uint64 with int64 gives
+a float; these functions keep the operands' type, so vectors stay narrow too. None has undefined
+results: division by zero gives 0, the smallest integer divided by -1 wraps, a shift by the width or
+more gives 0.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def _shift_right(n: Integers, a: Any, count: Any) -> Any:
 
 
 def _power(n: Integers, base: Any, exponent: Any) -> Any:
-    """By squaring. A negative exponent gives the truncated reciprocal: 0 unless |base| is 1; 0 for base 0."""
+    """By squaring. A negative exponent gives 0, unless the base is 1 or -1."""
     b = n.builder
     before = b.block
     head, body, end = (b.append_basic_block(f"power.{part}") for part in ("head", "body", "end"))

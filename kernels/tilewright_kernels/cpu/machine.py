@@ -1,4 +1,4 @@
-"""The processor that kernels are compiled for: vector length, registers, tile sizes. Imports no Numba."""
+"""The processor that kernels are compiled for. Imports no Numba."""
 
 from __future__ import annotations
 
@@ -11,14 +11,37 @@ import llvmlite.binding as llvm
 BITS_PER_BYTE = 8
 
 # LLVM offers no list of the features that a processor name implies, so the usual names stand here.
-AVX512_NAMES = (
-    "skylake-avx512 cascadelake cooperlake cannonlake icelake-client icelake-server tigerlake"
-    " rocketlake sapphirerapids emeraldrapids graniterapids znver4 znver5 x86-64-v4"
-).split()
-AVX2_NAMES = (
-    "haswell broadwell skylake alderlake raptorlake meteorlake arrowlake lunarlake sierraforest"
-    " znver1 znver2 znver3 x86-64-v3"
-).split()
+AVX512_NAMES = [
+    "skylake-avx512",
+    "cascadelake",
+    "cooperlake",
+    "cannonlake",
+    "icelake-client",
+    "icelake-server",
+    "tigerlake",
+    "rocketlake",
+    "sapphirerapids",
+    "emeraldrapids",
+    "graniterapids",
+    "znver4",
+    "znver5",
+    "x86-64-v4",
+]
+AVX2_NAMES = [
+    "haswell",
+    "broadwell",
+    "skylake",
+    "alderlake",
+    "raptorlake",
+    "meteorlake",
+    "arrowlake",
+    "lunarlake",
+    "sierraforest",
+    "znver1",
+    "znver2",
+    "znver3",
+    "x86-64-v3",
+]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Scalar functions for kernels, by element type: `exp_f32`, `exp_f64`.
 
-Those for float32 are straight formulas, so LLVM vectorises loops that call them (`mod` and `floor_mod` call
-libm); most of those for float64 are libm's. All take infinities, NaN and denormals as IEEE arithmetic does.
+Those for float32 are straight formulas, so LLVM vectorises loops that call them (`mod` and
+`floor_mod` call libm); most of those for float64 are libm's. All take infinities, NaN and denormals
+as IEEE arithmetic does.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from tilewright_kernels.cpu.intrinsics import intrinsic
 from tilewright_kernels.cpu.plain import libm, llvm
 from tilewright_kernels.cpu.values import Number
 
-# The largest error of the float32 functions, in units of the last place of the exact result. Without FMA
-# instructions some are a little larger than with them; these bounds hold for both.
+# The largest error of the float32 functions, in units of the last place of the exact result,
+# with FMA instructions or without.
 ACCURACY: dict[str, float] = {
     "exp": 1.1,
     "expm1": 1.5,

@@ -25,7 +25,7 @@ Hook = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Product:
-    """The operands of one product: where each row of A starts, A's stride along k, B's panel, and k."""
+    """One product's operands: where A's rows start, its stride along k, B's panel, and k."""
 
     tile: Tile
     rows: Sequence[Any]
@@ -50,7 +50,7 @@ class Product:
     def emit(self, builder: Any, registers: Sequence[Any], hook: Hook | None = None) -> list[Any]:
         """The loop over k, which may run never; `hook` emits what else each iteration does.
 
-        It is not unrolled: the processors overlap the iterations, and unrolled loads cost registers.
+        It is not unrolled: processors overlap the iterations, and unrolled loads cost registers.
         """
         before = builder.block
         head, body, end = (
@@ -82,7 +82,10 @@ def _row_pointers(builder: Any, start: Any, row_stride: Any, rows: int) -> list[
 
 @intrinsic
 def matmul(typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any, k: Any) -> Any:
-    """acc + A @ B. A: tile's rows x k, with these strides; B: a panel of k rows, each as wide as the tile."""
+    """acc + A @ B.
+
+    A has the tile's rows, k columns and these strides; B is a panel of k rows as wide as the tile.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         tile, left, stride, step, panel, count = values
@@ -108,7 +111,7 @@ def matmul_prefetch(
 ) -> Any:
     """As `matmul`; iteration i also prefetches the cache line of ahead[i * step].
 
-    For the panel that comes next: each of the row tiles that share a panel prefetches its own slice of it.
+    For the panel that comes next: of the row tiles that share a panel, each prefetches a slice.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -129,7 +132,7 @@ def matmul_prefetch(
 def matmul_part(
     typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any, k: Any, rows: Any
 ) -> Any:
-    """As `matmul`, reading only the first `rows` >= 1 rows of A; the tile's other rows repeat the last one."""
+    """As `matmul`, reading only the first `rows` >= 1 rows of A; the others repeat the last."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         tile, left, stride, step, panel, count, present = values

@@ -1,7 +1,7 @@
-"""Typed pointers into the argument table, loads and stores of halves and booleans, scratch on the stack.
+"""Typed pointers from the argument table, loads and stores of halves and booleans, stack arrays.
 
-A kernel's `args` is the address of a table of int64. `f32(args, 3)` is its element 3 as a pointer to
-float32, which is indexed natively (`p[i]`), so that LLVM sees plain memory accesses and vectorises them.
+A kernel's `args` is the address of a table of int64. `f32(args, 3)` is its element 3 as a pointer
+to float32, indexed natively (`p[i]`), so that LLVM sees plain memory accesses and vectorises them.
 Halves and booleans lie in memory as uint16 and uint8 and are read with a function.
 """
 
@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 
 from tilewright_kernels.cpu import halves
-from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic
+from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic, pointer_to
 from tilewright_kernels.cpu.values import I8, I64
 
 STACK_ALIGNMENT = 64
@@ -35,7 +35,7 @@ def integer(typing: Any, args: Any, index: Any) -> Any:
 
 
 def _pointer_argument(dtype: Any) -> Any:
-    pointer = types.CPointer(dtype)
+    pointer = pointer_to(dtype)
 
     @intrinsic
     def argument(typing: Any, args: Any, index: Any) -> Any:
@@ -57,7 +57,7 @@ b8, f16, bf16 = u8, u16, u16
 
 
 def _stack_array(dtype: Any) -> Any:
-    pointer = types.CPointer(dtype)
+    pointer = pointer_to(dtype)
 
     @literal_intrinsic
     def array(typing: Any, size: Any) -> Any:

@@ -4,7 +4,7 @@
     acc = matmul(acc, a, row_stride, k_stride, b, k)
     store(acc, p, row_stride)
 
-A tile is an ordinary variable of a kernel, so it may be carried around loops. Strides count elements.
+A tile is an ordinary variable of a kernel, so loops may carry it. Strides count elements.
 `machine.tile_rows(vectors)` is the largest number of rows that does not spill.
 """
 
@@ -25,7 +25,7 @@ from tilewright_kernels.cpu.vectors import load_vector, store_vector, word
 ELEMENTS = {types.float32: F32, types.float64: F64}
 
 
-class Tile(types.Type):  # type: ignore[misc]
+class Tile(types.Type):
     """rows x (vectors * lanes) elements, row by row in vector registers."""
 
     def __init__(self, dtype: Any, rows: int, vectors: int) -> None:
@@ -49,9 +49,10 @@ class Tile(types.Type):  # type: ignore[misc]
 
 
 @register_model(Tile)
-class _TileModel(models.PrimitiveModel):  # type: ignore[misc]
+class _TileModel(models.PrimitiveModel):
     def __init__(self, manager: Any, tile: Tile) -> None:
-        super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.registers))
+        initialize: Any = super().__init__  # it has no annotations
+        initialize(manager, tile, ir.ArrayType(tile.vector, tile.registers))
 
 
 def unpack(builder: Any, tile: Any) -> list[Any]:

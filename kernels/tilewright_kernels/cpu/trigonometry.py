@@ -1,4 +1,4 @@
-"""Formulas for float32: circular functions and their inverses. Branch-free, right over the whole range."""
+"""Formulas for float32: circular functions and their inverses, right over the whole range."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Octave:
     low: float
 
 
-# For shift > 0 the scaled argument is a whole number below 2^44, so whole multiples of 4 may be left out.
+# For shift > 0 the scaled argument is a whole number below 2^44: multiples of 4 may be left out.
 OCTAVES = (
     Octave(0, 0.6366197723675814, -3.935735335036497e-17),
     Octave(21, 0.42886021794879353, 1.2738156800822154e-17),
@@ -55,8 +55,8 @@ OCTAVES = (
 def _quadrant(x: Number) -> tuple[Number, Number]:
     """(q, r): x = q pi/2 + r, |r| <= pi/4, r as float32 and q's low bits as int32.
 
-    The product with 2/pi is taken in twice double precision; a float32 argument comes no nearer to a
-    multiple of pi/2 than that resolves.
+    The product with 2/pi is taken in twice double precision; float32 numbers come no nearer to
+    multiples of pi/2 than that resolves.
     """
     a = x.magnitude()
     wide = x.widen()

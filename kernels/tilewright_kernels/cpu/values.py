@@ -1,9 +1,9 @@
 """Numbers under construction: an LLVM builder and a value, with Python's operators.
 
-A formula written on `Number` serves scalars and vectors alike: a scalar one is inlined into a loop that
-LLVM vectorises, a vector one works on a register tile. Every float instruction carries the flag
-`contract` and no other: Numba's fast-math pass marks the unflagged ones `reassoc`, which would undo the
-error-free tricks.
+A formula written on `Number` serves scalars and vectors alike: a scalar one is inlined into a loop
+that LLVM vectorises, a vector one works on a register tile. Every float instruction carries the
+flag `contract` and no other: Numba's fast-math pass marks the unflagged ones `reassoc`, which would
+undo the error-free tricks.
 """
 
 from __future__ import annotations

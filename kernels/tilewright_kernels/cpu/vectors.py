@@ -1,4 +1,4 @@
-"""Vectors of one register each: loads, stores, broadcasts, prefetches. Emitted, never called from kernels."""
+"""Emitters for vectors of one register each: loads, stores, broadcasts, prefetches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product of one tap of a convolution: rows of the tile are consecutive pixels of one output row."""
+"""The product of one tap of a convolution: a tile's rows are pixels of one output row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tilewright_kernels.cpu.intrinsics import intrinsic
 from tilewright_kernels.cpu.matmul import Product
 from tilewright_kernels.cpu.tile import Tile, pack, unpack
 from tilewright_kernels.cpu.vectors import word
-
 
 ProductOf = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
 
@@ -66,9 +65,9 @@ class Window:
         return kept
 
     def emit(self, row_is_inside: Any, old: Sequence[Any], product: ProductOf) -> list[Any]:
-        """Nothing for a row outside, a plain product where all columns are inside, else the careful one.
+        """Nothing for a row outside, a plain product if all columns are inside, else a careful one.
 
-        The careful one multiplies clamped columns too and throws the results away: zeros instead would
+        That one multiplies clamped columns too and throws the results away: zeros instead would
         need a stride of their own for every row.
         """
         b = self.builder
@@ -113,8 +112,8 @@ def matmul_window(
 ) -> Any:
     """acc + A @ B, where row r of A is column `first_column + r * step` of the input row at `x`.
 
-    Columns outside of [0, columns) count as zeros, and so does everything if `inside_row` is false; nothing
-    outside is read. Strides count elements.
+    Columns outside of [0, columns) count as zeros, and so does everything if `inside_row` is false;
+    nothing outside is read. `columns` >= 1, `step` >= 0; strides count elements.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
