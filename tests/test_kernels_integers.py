@@ -191,6 +191,14 @@ def test_select() -> None:
     np.testing.assert_array_equal(result, np.minimum(a, b))
 
 
+def test_select_of_booleans() -> None:
+    a, b = np.arange(8, dtype=np.int32), np.array([3, 0] * 4, np.int32)
+    result = np.full(8, 77, np.uint8)
+    call = "to_u8(select(x0[i] > 3, x1[i] > 2, x0[i] > 1))"
+    elementwise(call, "casts.select casts.to_u8", "i32 i32", "u8")(result, a, b, a.size)
+    np.testing.assert_array_equal(result, np.where(a > 3, b > 2, a > 1))
+
+
 def test_select_refuses_two_types() -> None:
     with pytest.raises(TypingError, match="convert one of them"):
         elementwise("select(x0[i] < 0, x0[i], 0.0)", "casts.select", "f32", "f32")

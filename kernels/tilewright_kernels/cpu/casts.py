@@ -14,7 +14,7 @@ from numba.core.errors import TypingError
 
 from tilewright_kernels.cpu import halves
 from tilewright_kernels.cpu.intrinsics import intrinsic
-from tilewright_kernels.cpu.values import F32, F64, I1, call_intrinsic, suffix
+from tilewright_kernels.cpu.values import F32, F64, call_intrinsic, suffix
 
 FLOATS = {types.float32: F32, types.float64: F64}
 
@@ -106,9 +106,6 @@ def select(typing: Any, condition: Any, then: Any, otherwise: Any) -> Any:
         raise TypingError(f"select between {then} and {otherwise}: convert one of them")
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        chosen, *sides = values
-        if then == types.boolean:
-            sides = [builder.trunc(s, I1) if s.type != I1 else s for s in sides]
-        return builder.select(chosen, *sides)
+        return builder.select(*values)
 
     return then(types.boolean, then, otherwise), emit
