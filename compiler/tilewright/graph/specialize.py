@@ -10,9 +10,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from tilewright.dtypes import from_numpy
 from tilewright.errors import ExecutionError, OperatorError, UnsupportedError
 from tilewright.graph.apply import (
     apply_expression,
@@ -26,7 +23,6 @@ from tilewright.graph.apply import (
 )
 from tilewright.graph.ir import Array, Graph, Node
 from tilewright.graph.stages import (
-    UNKNOWN,
     Cut,
     Finish,
     Frame,
@@ -39,9 +35,12 @@ from tilewright.graph.stages import (
     Stage,
     State,
     Value,
+    arrive,
+    content,
     fresh_name,
     is_held,
     is_known,
+    literal,
     ref,
 )
 from tilewright.ops import registry
@@ -70,18 +69,18 @@ class Specializer:
         self.graph = graph
         self.materialize = materialize
         self.scope = Scope(graph)
-        self.inputs = tuple(
-            self.scope.find(n) for n in (*(i.name for i in graph.inputs), *captured)
-        )
-        self.permanent: dict[
-            int, Value
-        ] = {}  # by id: known values that do not depend on the signature
+        # Another branch of the same node may be the one that reads a captured name.
+        inputs = (self.scope.find(i.name) for i in graph.inputs)
+        self.inputs = (*inputs, *map(self.scope.slots.get, captured))
+        # By id: known values that do not depend on the signature.
+        self.permanent: dict[int, Value] = {}
         self.known: dict[int, Value] = {}  # by slot
         self.folded: dict[Hashable, tuple[Value | None, ...]] = {}
         self._scopes: set[Scope] = set()
         self.enter(self.scope)
         for name, value in (outer or {}).items():
-            self._keep(self.scope.find(name), value)
+            if name in self.scope.slots:
+                self._keep(self.scope.slots[name], value)
 
     def enter(self, scope: Scope) -> None:
         """Makes the constants of a scope known."""
@@ -103,54 +102,6 @@ class Specializer:
     def stage(self, state: State) -> Stage:
         """The stage that begins at the state."""
         return _Walk(self, state).run()
-
-
-def arrive(
-    state: State, slots: Sequence[int | None], arrived: Sequence[Any]
-) -> tuple[State, list[str | None]]:
-    """The state with values in slots, and what a run calls them (None: not needed)."""
-    env = dict(state.env)
-    names: list[str | None] = []
-    for slot, value in zip(slots, arrived, strict=True):
-        made = symbol(value)
-        name = ref(made)
-        names.append(name if isinstance(name, str) and slot is not None else None)
-        if slot is not None:
-            env[slot] = made
-    return replace(state, env=env), names
-
-
-def symbol(value: Any) -> Value:
-    """What specialisation sees of a value: shape and dtype of an array, or that it is none."""
-    if isinstance(value, np.ndarray):
-        return placeholder(value.shape, from_numpy(value.dtype), fresh_name())
-    return HostValue(fresh_name(), None if value is None else UNKNOWN)
-
-
-def literal(value: Any) -> Value:
-    """A value whose content is known."""
-    return constant(value) if isinstance(value, np.ndarray) else HostValue("", value)
-
-
-def content(value: Value | None) -> Any:
-    """What a known value is: an array, a list or None."""
-    if isinstance(value, Constant):
-        return value.value
-    return value.content if isinstance(value, HostValue) else None
-
-
-def give_value(stage: Stage, value: Array) -> State:
-    """The state after a NeedValue cut, now that the elements are there."""
-    cut, state = stage.cut, stage.rest
-    assert isinstance(cut, NeedValue)
-    made = constant(value)
-    if cut.slot is not None:
-        return replace(state, pins={**state.pins, cut.slot: made})
-    env = {
-        s: made if isinstance(v, Placeholder) and v.name == cut.name else v
-        for s, v in state.env.items()
-    }
-    return replace(state, env=env)
 
 
 class _HostNeeded(Exception):

@@ -8,13 +8,16 @@ State, from which the walk goes on when the run has brought the missing value.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from tilewright.graph.ir import Graph, Node
-from tilewright.ops.tensor import Constant, Placeholder, Tensor
+import numpy as np
+
+from tilewright.dtypes import from_numpy
+from tilewright.graph.ir import Array, Graph, Node
+from tilewright.ops.tensor import Constant, Placeholder, Tensor, constant, placeholder
 
 _names = itertools.count()
 _slots = itertools.count()
@@ -214,3 +217,51 @@ class Stage:
     cut: Cut
     rest: State
     labels: Mapping[Tensor, str]  # the node that each tensor came from
+
+
+def arrive(
+    state: State, slots: Sequence[int | None], arrived: Sequence[Any]
+) -> tuple[State, list[str | None]]:
+    """The state with values in slots, and what a run calls them (None: not needed)."""
+    env = dict(state.env)
+    names: list[str | None] = []
+    for slot, value in zip(slots, arrived, strict=True):
+        made = symbol(value)
+        name = ref(made)
+        names.append(name if isinstance(name, str) and slot is not None else None)
+        if slot is not None:
+            env[slot] = made
+    return replace(state, env=env), names
+
+
+def symbol(value: Any) -> Value:
+    """What specialisation sees of a value: shape and dtype of an array, or that it is none."""
+    if isinstance(value, np.ndarray):
+        return placeholder(value.shape, from_numpy(value.dtype), fresh_name())
+    return HostValue(fresh_name(), None if value is None else UNKNOWN)
+
+
+def literal(value: Any) -> Value:
+    """A value whose content is known."""
+    return constant(value) if isinstance(value, np.ndarray) else HostValue("", value)
+
+
+def content(value: Value | None) -> Any:
+    """What a known value is: an array, a list or None."""
+    if isinstance(value, Constant):
+        return value.value
+    return value.content if isinstance(value, HostValue) else None
+
+
+def give_value(stage: Stage, value: Array) -> State:
+    """The state after a NeedValue cut, now that the elements are there."""
+    cut, state = stage.cut, stage.rest
+    assert isinstance(cut, NeedValue)
+    made = constant(value)
+    if cut.slot is not None:
+        return replace(state, pins={**state.pins, cut.slot: made})
+    env = {
+        s: made if isinstance(v, Placeholder) and v.name == cut.name else v
+        for s, v in state.env.items()
+    }
+    return replace(state, env=env)

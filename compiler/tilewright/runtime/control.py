@@ -80,7 +80,7 @@ def _loop(node: Node, body: Callable[[Graph], Body]) -> _Run:
 
 
 def _stacked(node: Node, items: list[Any], info: ValueInfo, axis: int = 0) -> Array:
-    """The items along a new axis; none at all give what the body's output declares, with extent 0."""
+    """The items along a new axis; with no items, what the body declares, with extent 0."""
     if not items:
         shape = [d if isinstance(d, int) else 0 for d in info.shape or ()]
         return np.zeros(

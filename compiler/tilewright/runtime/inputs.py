@@ -50,10 +50,6 @@ def read_value(info: ValueInfo, value: Any) -> Any:
         case "map":
             return value
     array = _array(info, value)
-    if info.dtype is not None and array.dtype != info.dtype.numpy:
-        raise InputError(
-            f"input {info.name!r} must have dtype {info.dtype.numpy}, but has {array.dtype}"
-        )
     if info.shape is not None:
         _check_shape(info.name, info.shape, array.shape)
     return array
@@ -66,7 +62,7 @@ def _sequence(info: ValueInfo, value: Any) -> list[Any]:
 
 
 def _array(info: ValueInfo, value: Any) -> Array:
-    """The value as an array: the caller's memory where it is contiguous, aligned and native."""
+    """The value as an array of the declared dtype, in place where it is contiguous and aligned."""
     if isinstance(value, np.ndarray):
         array = np.asarray(value)
     elif isinstance(value, (*_PLAIN, list, tuple)):
@@ -78,6 +74,10 @@ def _array(info: ValueInfo, value: Any) -> Array:
     else:
         raise InputError(f"input {info.name!r} must be an array, not {_kind(value)}")
     array = _normal(info, array)
+    if info.dtype is not None and array.dtype != info.dtype.numpy:
+        raise InputError(
+            f"input {info.name!r} must have dtype {info.dtype.numpy}, but has {array.dtype}"
+        )
     return array if is_ready(array) else array.copy("C")
 
 

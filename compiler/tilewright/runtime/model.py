@@ -15,7 +15,7 @@ from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
 from tilewright.runtime.inputs import is_ready, read_inputs, show_shape
 from tilewright.runtime.report import Report, kernels_of, report_stages
-from tilewright.runtime.segments import signature
+from tilewright.runtime.segments import Profiled, signature
 from tilewright.runtime.session import Session, Workshop
 
 Shapes = Mapping[str, Sequence[int] | Array]
@@ -46,6 +46,14 @@ class ModelCacheInfo:
     stages: int
     dropped: int
     nbytes: int
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """A kernel and how many seconds it took."""
+
+    kernel: Any
+    seconds: float
 
 
 class CompiledModel:
@@ -129,29 +137,28 @@ class CompiledModel:
             self._workshop.budget.nbytes(),
         )
 
-    def profile(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """The time of each kernel in one run of a model that is compiled in one piece."""
+    def profile(self, feeds: Mapping[str, Any]) -> list[KernelTime]:
+        """The time of every kernel, in order of execution, for a model compiled in one piece."""
         session, values = self._read(feeds)
         segment = session.enter(values)
-        measure = getattr(segment.runner, "profile", None)
-        if measure is None or not isinstance(segment.stage.cut, Finish):
+        if not segment.direct or not isinstance(segment.runner, Profiled):
             raise UnsupportedError("only a model compiled in one piece can be profiled by kernel")
-        return list(measure([v for v in values if isinstance(v, np.ndarray)]))
+        seconds = segment.runner.profile(values)
+        return [KernelTime(*pair) for pair in zip(segment.runner.kernels, seconds, strict=True)]
 
     def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        if len(feeds) == len(self._names) == len(self._required):
-            try:
-                values = [feeds[n] for n in self._names]
-            except KeyError:
-                values = []
-            # A signature that has been seen has been checked.
-            if values and all(map(is_ready, values)) and signature(values) in self._main.roots:
-                return self._main.run(values)
+        if len(feeds) == len(self._required):
+            values = [feeds.get(n) for n in self._required]
+            if all(map(is_ready, values)):
+                segment = self._main.roots.get(signature(values))
+                if segment is not None:  # a signature that has been seen has been checked
+                    segment.touch()
+                    return self._main.run_from(segment, values)
         session, values = self._read(feeds)
         return session.run(values)
 
     def _read(self, feeds: Mapping[str, Any]) -> tuple[Session, list[Any]]:
-        """The feeds checked, and the session in which the defaults that are missing are constants."""
+        """The feeds checked, and the session in which missing defaults are constants."""
         overridden = frozenset(n for n in self._graph.defaults if n in feeds)
         session = self._session(overridden)
         return session, read_inputs(session.graph.inputs, feeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
 import numpy as np
@@ -19,6 +19,8 @@ Step = Callable[[dict[str, Any]], list[Any]]
 """A host step: from the values of the call to results, in the order of the node's outputs."""
 
 PLAIN_KEY_BYTES = 4096  # values up to this size are keys as they are, larger ones by a digest
+
+NODE_BYTES = 4096  # about what the expression of one node takes
 
 _clock = itertools.count()
 
@@ -42,6 +44,18 @@ class Runner(Protocol):
         """The outputs for C-contiguous arrays, one to an input."""
 
 
+@runtime_checkable
+class Profiled(Protocol):
+    """A Runner that can say how long its kernels take."""
+
+    @property
+    def kernels(self) -> Sequence[Any]:
+        """The kernels, in order of execution."""
+
+    def profile(self, arrays: Sequence[Array]) -> list[float]:
+        """Seconds of each kernel."""
+
+
 class Evaluation:
     """A Runner without kernels: the tensor expressions themselves, on whole arrays."""
 
@@ -55,7 +69,9 @@ class Evaluation:
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         env = dict(zip(self._names, arrays, strict=True))
-        return [np.array(evaluate(t, env), order="C") for t in self._outputs]
+        for t in self._outputs:  # what is there already need not be computed again
+            env[t.name] = evaluate(t, env)
+        return [np.array(env[t.name], order="C") for t in self._outputs]
 
 
 class Segment:
@@ -110,7 +126,9 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        return self.runner.nbytes if self.runner else 0
+        """Bytes held: the runner's, and a guess at the expressions."""
+        own = NODE_BYTES * (1 + len(self.stage.labels))
+        return own + (self.runner.nbytes if self.runner else 0)
 
     def touch(self) -> None:
         """Marks the segment as used now."""
@@ -122,9 +140,11 @@ class Segment:
 
     def walk(self) -> Iterator[Segment]:
         """This segment and all below it."""
-        yield self
-        for child in list(self.children.values()):
-            yield from child.walk()
+        waiting = [self]
+        while waiting:  # a chain of host steps may be deeper than Python's stack
+            segment = waiting.pop()
+            yield segment
+            waiting.extend(reversed(list(segment.children.values())))
 
 
 def attach(children: dict[Hashable, Segment], key: Hashable, child: Segment) -> Segment:

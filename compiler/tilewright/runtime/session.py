@@ -14,7 +14,7 @@ import numpy as np
 from tilewright.errors import ExecutionError
 from tilewright.graph.apply import HostFunction, host_function, points
 from tilewright.graph.ir import Array, Graph
-from tilewright.graph.specialize import Specializer, arrive, give_value
+from tilewright.graph.specialize import Specializer
 from tilewright.graph.stages import (
     Finish,
     HostStep,
@@ -25,6 +25,8 @@ from tilewright.graph.stages import (
     Stage,
     State,
     Value,
+    arrive,
+    give_value,
 )
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options
@@ -91,11 +93,14 @@ class Session:
         self._specializer: Specializer | None = None
 
     def run(self, values: Sequence[Any]) -> list[Any]:
-        """The outputs for values of the inputs and of the captured names; they belong to the caller.
+        """The outputs for values of inputs and captured names; they belong to the caller.
 
         Arrays must be C-contiguous, aligned and in native byte order.
         """
-        segment = self.enter(values)
+        return self.run_from(self.enter(values), values)
+
+    def run_from(self, segment: Segment, values: Sequence[Any]) -> list[Any]:
+        """The same, from the first segment for values like these."""
         if segment.direct:
             assert segment.runner is not None
             return segment.runner.run(values)
