@@ -62,7 +62,7 @@ def _compute(t: Compute, env: Mapping[str, np.ndarray]) -> np.ndarray:
     points = int(np.prod(list(extents.values()), dtype=np.int64))
     if out.size == 0:
         return out
-    parts = min(t.shape[0], -(-points // MAX_POINTS)) if t.shape else 1
+    parts = max(1, min(t.shape[0], -(-points // MAX_POINTS))) if t.shape else 1
     step = -(-t.shape[0] // parts) if t.shape else 1
     for start in range(0, t.shape[0] if t.shape else 1, step):
         window = {**extents, t.axes[0]: (start, min(start + step, t.shape[0]))} if t.shape else extents

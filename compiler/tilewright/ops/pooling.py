@@ -82,31 +82,46 @@ def _pool(
 def _first_position(
     x: Tensor, greatest: Tensor, dims: Sequence[Window], column_major: bool
 ) -> Compute:
-    """The least flat position in each window that holds the greatest element; a NaN is the
-    greatest.
-    """
+    """The flat position of the first greatest element in each window; a NaN is the greatest."""
     rank = len(dims)
-    order = list(range(rank))[:: -1 if column_major else 1]
+    nowhere = int(identity(ScalarOp.MIN, DType.I64))
 
     def element(n: Expr, c: Expr, *axes: Expr) -> Expr:
         out = axes[:rank]
         positions = [d.at(o, k) for d, o, k in zip(dims, out, axes[rank:], strict=True)]
-        flat: Expr = n * x.shape[1] + c
-        for k in order:
-            flat = flat * dims[k].extent + positions[k]
         value = x[(n, c, *positions)]
         found: Expr = value.eq(greatest[(n, c, *out)])
         if x.dtype.is_float:
             found = found | apply(ScalarOp.ISNAN, value)
-        nowhere = int(identity(ScalarOp.MIN, DType.I64))
-        chosen = select(found, flat, nowhere)
+        chosen = select(found, _flat((n, c, *positions), x.shape), nowhere)
         condition = guard(dims, positions)
         return chosen if condition is None else select(condition, chosen, nowhere)
 
-    shape = greatest.shape
-    return compute(
-        shape, element, reduce=ScalarOp.MIN, over=[d.kernel for d in dims], channels_last=True
-    )
+    over = [d.kernel for d in dims]
+    first = compute(greatest.shape, element, reduce=ScalarOp.MIN, over=over, channels_last=True)
+    return _column_major(first, x.shape) if column_major else first
+
+
+def _flat(index: Sequence[Expr], shape: Sequence[int]) -> Expr:
+    """The position in C order."""
+    total = index[0]
+    for i, n in zip(index[1:], shape[1:], strict=True):
+        total = total * n + i
+    return total
+
+
+def _column_major(first: Compute, shape: Sequence[int]) -> Compute:
+    """Positions in C order as positions in images that are stored column by column."""
+
+    def element(*i: Expr) -> Expr:
+        rest: Expr = first[i]
+        digits: list[Expr] = []
+        for n in reversed(shape[2:]):
+            digits.append(rest % n)
+            rest = rest // n
+        return _flat((rest, *digits), (1, *reversed(shape[2:])))
+
+    return compute(first.shape, element, channels_last=True)
 
 
 @op("AveragePool")

@@ -1,33 +1,15 @@
-"""Tree ensembles of ai.onnx.ml: a few rows at a time walk all trees side by side."""
+"""Tree ensembles of ai.onnx.ml, in both of its encodings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
-from tilewright.loops.ir import (
-    Accumulate,
-    Alloc,
-    Block,
-    Buffer,
-    Expr,
-    For,
-    Load,
-    LoopKind,
-    Select,
-    Space,
-    Stmt,
-    Store,
-    Var,
-    apply,
-    as_expr,
-    index_const,
-)
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, fail, maximum, minimum
+from tilewright.ops.common import cast, fail
 from tilewright.ops.forest import (
     MEMBER,
     MODES,
@@ -41,13 +23,11 @@ from tilewright.ops.forest import (
 )
 from tilewright.ops.registry import op
 from tilewright.ops.scores import binary_scores, labels_of, post_transformed
-from tilewright.ops.tensor import Tensor, compute, constant, fresh_axis, nest
+from tilewright.ops.tensor import Tensor, compute, constant, nest
+from tilewright.ops.tree_walk import Walk, walk_type
 
-ROWS = 16  # rows that walk side by side: their loads do not wait for each other
-LOCAL_BYTES = 192 << 10
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
-TESTS = (ScalarOp.LE, ScalarOp.LT, ScalarOp.GE, ScalarOp.GT, ScalarOp.EQ, ScalarOp.NE)
 
 
 @op("TreeEnsemble", "ai.onnx.ml")
@@ -80,7 +60,7 @@ def tree_ensemble(
             f"aggregate_function {aggregate_function} or post_transform {post_transform} is unknown"
         )
     features = _features(x)
-    dtype = _walk_type(x)
+    dtype = walk_type(x)
     mode = integers("nodes_modes", nodes_modes)
     n = mode.size
     child = [integers("children", ids, n) for ids in (nodes_falsenodeids, nodes_truenodeids)]
@@ -156,7 +136,7 @@ def tree_ensemble_regressor(
         count,
         aggregate_function,
     )
-    scores = _aggregated(x, forest, count, aggregate_function, _walk_type(x))
+    scores = _aggregated(x, forest, count, aggregate_function, walk_type(x))
     scores = _with_base(scores, _either(base_values_as_tensor, base_values))
     result = post_transformed(scores, post_transform)
     return (
@@ -215,7 +195,7 @@ def tree_ensemble_classifier(
         "SUM",
     )
     single = classes == 2 and np.unique(ids).size == 1
-    scores = _aggregated(x, forest, classes, "SUM", _walk_type(x))
+    scores = _aggregated(x, forest, classes, "SUM", walk_type(x))
     base = _either(base_values_as_tensor, base_values)
     if single:
         positive = bool(np.asarray(weights).min(initial=0.0) >= 0)
@@ -231,11 +211,6 @@ def _features(x: Tensor) -> int:
     if x.rank != 2:
         raise fail(f"a tree ensemble needs a matrix, not an operand of shape {x.shape}")
     return x.shape[1]
-
-
-def _walk_type(x: Tensor) -> DType:
-    """The type that features and thresholds are compared in."""
-    return DType.F64 if x.dtype is DType.F64 else DType.F32
 
 
 def _either(
@@ -290,7 +265,7 @@ def _classic(
     aggregate: str,
 ) -> Forest:
     """The forest of the older encoding: nodes, leaves among them, with identifiers of their own."""
-    features, dtype, n = _features(x), _walk_type(x), len(modes)
+    features, dtype, n = _features(x), walk_type(x), len(modes)
     trees, ids = (integers("node identifiers", v, n) for v in own)
     numbers = {name: k for k, name in enumerate((*MODES, "LEAF"))}
     mode = np.array([numbers.get(m, len(numbers)) for m in modes], np.int64)
@@ -333,8 +308,8 @@ def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: 
     if x.shape[0] == 0 or not len(forest.roots):
         return compute((x.shape[0], targets), lambda *i: _absent(aggregate, dtype), dtype=dtype)
     monoid = {"MIN": ScalarOp.MIN, "MAX": ScalarOp.MAX}.get(aggregate, ScalarOp.ADD)
-    start = _absent(aggregate, _walk_type(x))
-    walk = _Walk(x, forest, targets, monoid, start)
+    start = _absent(aggregate, walk_type(x))
+    walk = Walk(x, forest, targets, monoid, start)
     total = nest([((x.shape[0], targets), dtype)], walk.body, "TreeEnsemble")[0]
     if aggregate != "AVERAGE":
         return total
@@ -350,106 +325,3 @@ def _with_base(scores: Tensor, base: np.ndarray | Sequence[float]) -> Tensor:
         raise fail(f"{values.size} base values for {scores.shape[1]} targets")
     table = constant(np.broadcast_to(values, scores.shape[1:]).copy(), scores.dtype)
     return compute(scores.shape, lambda n, t: scores[n, t] + table[t])
-
-
-class _Walk:
-    """The loops that lead a few rows through all trees."""
-
-    def __init__(
-        self, x: Tensor, forest: Forest, targets: int, monoid: ScalarOp, start: float
-    ) -> None:
-        self.x, self.targets, self.monoid = x, targets, monoid
-        self.start, self.dtype = start, _walk_type(x)
-        self.rows = max(1, min(ROWS, x.shape[0], LOCAL_BYTES // (targets * self.dtype.itemsize)))
-        if targets * self.dtype.itemsize > LOCAL_BYTES:
-            raise UnsupportedError(f"{targets} targets are too many for a task's scratch")
-        self.interior = forest.interior
-        self.feature, self.threshold = constant(forest.feature), constant(forest.threshold)
-        self.children = constant(forest.children.reshape(-1))
-        self.roots, self.depth = constant(forest.roots), constant(forest.depth)
-        self.same_depth = int(forest.depth[0]) if forest.depth.min() == forest.depth.max() else None
-        self.leaf_targets, self.weights = constant(forest.targets), constant(forest.weights)
-        modes = np.unique(forest.mode[: forest.interior])
-        self.modes = [int(m) for m in modes] or [0]
-        self.mode = constant(forest.mode) if len(self.modes) > 1 else None
-        self.missing = constant(forest.missing) if forest.missing.any() else None
-
-    def body(self, y: Tensor) -> Stmt:
-        """All rows, in groups that are tasks."""
-        group = Var(fresh_axis("group"))
-        at = Buffer(fresh_axis("at"), DType.I64, (self.rows,), space=Space.LOCAL)
-        acc = Buffer(fresh_axis("acc"), self.dtype, (self.rows, self.targets), space=Space.LOCAL)
-        shape = (self.rows, self.targets)
-        begin = _loops(shape, lambda r, t: Store(acc, (r, t), as_expr(self.start, self.dtype)))
-
-        def finish(r: Expr, t: Expr) -> Stmt:
-            value = cast(y.dtype, Load(acc, (r, t)))
-            return Store(y, (self._row(group, r), t), value)
-
-        tree = Var(fresh_axis("tree"))
-        all_trees = For(
-            tree.name, index_const(self.roots.shape[0]), self._tree(group, tree, at, acc)
-        )
-        work = Alloc(at, Alloc(acc, Block((begin, all_trees, _loops(shape, finish)))))
-        groups = -(-self.x.shape[0] // self.rows)
-        return For(group.name, index_const(groups), work, LoopKind.PARALLEL)
-
-    def _row(self, group: Expr, r: Expr) -> Expr:
-        """The row of the input; those beyond the end of the last group repeat the last row."""
-        return minimum(group * self.rows + r, self.x.shape[0] - 1)
-
-    def _tree(self, group: Expr, tree: Expr, at: Buffer, acc: Buffer) -> Stmt:
-        """From the root to the leaves of one tree."""
-        step = fresh_axis("step")
-        depth: Expr = cast(DType.I64, self.depth[tree])
-        if self.same_depth is not None:
-            depth = index_const(self.same_depth)
-
-        def leaf(r: Expr, entry: Expr) -> Stmt:
-            number = _clamped(Load(at, (r,)) - self.interior, self.weights.shape[0])
-            target: Expr = index_const(0)
-            if self.targets > 1:
-                target = _clamped(cast(DType.I64, self.leaf_targets[number, entry]), self.targets)
-            return Accumulate(acc, (r, target), self.monoid, self.weights[number, entry])
-
-        root = cast(DType.I64, self.roots[tree])
-        return Block(
-            (
-                _loops((self.rows,), lambda r: Store(at, (r,), root)),
-                For(step, depth, _loops((self.rows,), lambda r: self._step(group, r, at))),
-                _loops((self.rows, self.weights.shape[1]), leaf),
-            )
-        )
-
-    def _step(self, group: Expr, r: Expr, at: Buffer) -> Stmt:
-        """One row takes one step."""
-        node = _clamped(Load(at, (r,)), self.feature.shape[0])
-        feature = _clamped(cast(DType.I64, self.feature[node]), self.x.shape[1])
-        value = cast(self.dtype, self.x[self._row(group, r), feature])
-        side = Select(self._test(node, value), index_const(1), index_const(0))
-        return Store(at, (r,), cast(DType.I64, self.children[node * 2 + side]))
-
-    def _test(self, node: Expr, value: Expr) -> Expr:
-        threshold = self.threshold[node]
-        test: Expr = apply(TESTS[self.modes[-1]], value, threshold)
-        if self.mode is not None:
-            for mode in self.modes[:-1]:
-                chosen = apply(TESTS[mode], value, threshold)
-                test = Select(self.mode[node].eq(mode), chosen, test)
-        if self.missing is not None:
-            test = test | (apply(ScalarOp.ISNAN, value) & self.missing[node])
-        return test
-
-
-def _loops(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
-    """Loops over the extents, the last one innermost."""
-    axes = [fresh_axis() for _ in extents]
-    made = body(*map(Var, axes))
-    for axis, n in zip(reversed(axes), reversed(extents), strict=True):
-        made = For(axis, index_const(n), made)
-    return made
-
-
-def _clamped(index: Expr, extent: int) -> Expr:
-    """An index that the tables' checks have shown to be inside, in a form that says so."""
-    return minimum(maximum(index, 0), extent - 1)
