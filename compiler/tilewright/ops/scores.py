@@ -103,7 +103,7 @@ def binary_scores(
     )
 
     def both(n: Expr, c: Expr) -> Expr:
-        if positive:
+        if positive and transform != "LOGISTIC":
             return select(c.eq(0), 1 - score[n], score[n])
         margin = select(c.eq(0), -score[n], score[n])
         return apply(ScalarOp.SIGMOID, margin) if transform == "LOGISTIC" else margin

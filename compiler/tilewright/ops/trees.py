@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, fail
+from tilewright.ops.common import cast, fail, select
 from tilewright.ops.forest import (
     MEMBER,
     MODES,
@@ -83,7 +84,7 @@ def tree_ensemble(
     roots = integers("tree_roots", tree_roots)
     within("tree_roots", roots, n)
     sets = _sets(membership_values)
-    forest = build(nodes, leaves, roots, features, count, _absent(aggregate, dtype), sets)
+    forest = build(nodes, leaves, roots, features, count, _absent(aggregate), sets)
     scores = _aggregated(x, forest, count, aggregate, x.dtype if x.dtype.is_float else dtype)
     return post_transformed(scores, TRANSFORMS[post_transform])
 
@@ -244,10 +245,9 @@ def _sets(values: np.ndarray | None) -> list[np.ndarray]:
     return sets if sets[-1].size else sets[:-1]
 
 
-def _absent(aggregate: str, dtype: DType) -> float:
+def _absent(aggregate: str) -> float:
     """The weight that changes nothing."""
-    limits = np.finfo(dtype.numpy)
-    return {"MIN": float(limits.max), "MAX": float(limits.min)}.get(aggregate, 0.0)
+    return {"MIN": math.inf, "MAX": -math.inf}.get(aggregate, 0.0)
 
 
 def _classic(
@@ -296,24 +296,26 @@ def _classic(
     leaves = Leaves(int(leaf.sum()), number[at], targets, weight)
     first = np.unique(trees, return_index=True)[1]
     roots = number[first] + leaf[first] * len(inner)
-    return build(nodes, leaves, roots, features, count, _absent(aggregate, dtype))
+    return build(nodes, leaves, roots, features, count, _absent(aggregate))
 
 
 def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: DType) -> Tensor:
     """[row, target]: the sum, mean, least or greatest of the weights of the leaves that the row
-    reaches.
+    reaches; zero for a target that none of these has.
     """
     if targets < 1:
         raise fail(f"{targets} targets")
     if x.shape[0] == 0 or not len(forest.roots):
-        return compute((x.shape[0], targets), lambda *i: _absent(aggregate, dtype), dtype=dtype)
+        return compute((x.shape[0], targets), lambda *i: 0, dtype=dtype)
     monoid = {"MIN": ScalarOp.MIN, "MAX": ScalarOp.MAX}.get(aggregate, ScalarOp.ADD)
-    start = _absent(aggregate, walk_type(x))
+    start = _absent(aggregate)
     walk = Walk(x, forest, targets, monoid, start)
     total = nest([((x.shape[0], targets), dtype)], walk.body, "TreeEnsemble")[0]
-    if aggregate != "AVERAGE":
+    if aggregate == "SUM":
         return total
-    return compute(total.shape, lambda *i: total[i] / len(forest.roots))
+    if aggregate == "AVERAGE":
+        return compute(total.shape, lambda *i: total[i] / len(forest.roots))
+    return compute(total.shape, lambda *i: select(total[i].eq(start), 0, total[i]))
 
 
 def _with_base(scores: Tensor, base: np.ndarray | Sequence[float]) -> Tensor:

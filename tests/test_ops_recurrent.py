@@ -1,0 +1,159 @@
+"""LSTM, GRU and RNN against ONNX Runtime, over their attributes and omitted operands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilewright.ops.recurrent  # noqa: F401  (registers the operators)
+from operator_oracle import check, normal, own
+from tilewright.errors import OperatorError
+
+STEPS, BATCH, INPUTS, HIDDEN = 3, 2, 3, 5
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+DIRECTIONS = ["forward", "reverse", "bidirectional"]
+
+
+def operands(
+    op: str, direction: str = "forward", layout: int = 0, batch: int = BATCH, **present: bool
+) -> list[np.ndarray | None]:
+    """X, W, R and, where asked for, the optional operands."""
+    d, width = 1 + (direction == "bidirectional"), GATES[op] * HIDDEN
+    state = (batch, d, HIDDEN) if layout else (d, batch, HIDDEN)
+    optional = {
+        "bias": normal(d, 2 * width, seed=3),
+        "lengths": np.array([2, STEPS, 1, 0] * batch, np.int32)[:batch],
+        "initial_h": normal(*state, seed=4),
+        "initial_c": normal(*state, seed=5),
+        "peepholes": normal(d, 3 * HIDDEN, seed=6),
+    }
+    if op != "LSTM":
+        del optional["initial_c"], optional["peepholes"]
+    rows = (batch, STEPS) if layout else (STEPS, batch)
+    fixed = [normal(*rows, INPUTS, seed=0), normal(d, width, INPUTS, seed=1)]
+    fixed.append(normal(d, width, HIDDEN, seed=2))
+    return [*fixed, *(v if present.get(k) else None for k, v in optional.items())]
+
+
+def results(op: str) -> int:
+    return 3 if op == "LSTM" else 2
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("op", GATES)
+def test_plain(op: str, direction: str) -> None:
+    check(op, operands(op, direction), results(op), hidden_size=HIDDEN, direction=direction)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("op", GATES)
+def test_every_operand(op: str, direction: str) -> None:
+    every = {k: True for k in ("bias", "lengths", "initial_h", "initial_c", "peepholes")}
+    given = operands(op, direction, batch=3, **every)
+    check(op, given, results(op), hidden_size=HIDDEN, direction=direction)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_clip(op: str) -> None:
+    given = operands(op, bias=True)
+    check(op, given, results(op), hidden_size=HIDDEN, clip=0.3)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gru_linear_before_reset(direction: str) -> None:
+    given = operands("GRU", direction, bias=True, initial_h=True)
+    check("GRU", given, 2, hidden_size=HIDDEN, direction=direction, linear_before_reset=1)
+
+
+def test_lstm_coupled_gates() -> None:
+    given = operands("LSTM", bias=True, initial_c=True)
+    check("LSTM", given, 3, hidden_size=HIDDEN, input_forget=1)
+
+
+FUNCTIONS: list[tuple[list[str], dict[str, Any]]] = [
+    (["Relu", "Softsign", "Softplus"], {}),
+    (
+        ["HardSigmoid", "ScaledTanh", "Affine"],
+        dict(activation_alpha=[0.3, 0.7, 0.5], activation_beta=[0.4, 1.1, 0.2]),
+    ),
+    (
+        ["HardSigmoid", "LeakyRelu", "Elu"],
+        dict(activation_alpha=[0.2, 0.1, 0.5], activation_beta=[0.5]),
+    ),
+    (["Sigmoid", "ThresholdedRelu", "Tanh"], dict(activation_alpha=[0.1])),
+]
+
+
+@pytest.mark.parametrize(("names", "parameters"), FUNCTIONS)
+def test_activations(names: list[str], parameters: dict[str, Any]) -> None:
+    given = operands("LSTM", bias=True)
+    check("LSTM", given, 3, hidden_size=HIDDEN, activations=names, **parameters)
+
+
+def test_activations_differ_by_direction() -> None:
+    given = operands("GRU", "bidirectional", bias=True)
+    names = ["Sigmoid", "Tanh", "HardSigmoid", "Relu"]
+    more = dict(activation_alpha=[0.25], activation_beta=[0.5])
+    check("GRU", given, 2, hidden_size=HIDDEN, direction="bidirectional", activations=names, **more)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("op", GATES)
+def test_batch_first_is_a_transposition(op: str, direction: str) -> None:
+    """ONNX Runtime does not have this layout; the other one, transposed, is the oracle."""
+    flags = {"bias": True, "lengths": True, "initial_h": True, "initial_c": True}
+    given = operands(op, direction, 0, **flags)
+    swapped = [
+        a.swapaxes(0, 1) if a is not None and k in (0, 5, 6) else a for k, a in enumerate(given)
+    ]
+    n = results(op)
+    wanted = own(op, given, n, hidden_size=HIDDEN, direction=direction)
+    actual = own(op, swapped, n, hidden_size=HIDDEN, direction=direction, layout=1)
+    np.testing.assert_array_equal(actual[0], wanted[0].transpose(2, 0, 1, 3))
+    for a, b in zip(actual[1:], wanted[1:], strict=True):
+        np.testing.assert_array_equal(a, b.swapaxes(0, 1))
+
+
+def test_batches_that_share_weights() -> None:
+    """Enough rows that a task has several, with a hidden size that is a multiple of the unrolled sum."""
+    given = [normal(2, 8, 3), normal(1, 16, 3, seed=1), normal(1, 16, 4, seed=2)]
+    check("LSTM", given, 3, hidden_size=4)
+
+
+def test_lengths_out_of_range_are_clamped() -> None:
+    given = operands("RNN", "reverse", lengths=True)
+    inside = own("RNN", given, 2, direction="reverse")
+    given[4] = np.array([2, 1_000_000], np.int32)
+    np.testing.assert_array_equal(own("RNN", given, 2, direction="reverse")[0], inside[0])
+
+
+def test_no_steps_leave_the_initial_state() -> None:
+    given = operands("LSTM", initial_h=True)
+    given[0] = np.zeros((0, BATCH, INPUTS), np.float32)
+    y, h, c = own("LSTM", given, 3)
+    assert y.shape == (0, 1, BATCH, HIDDEN) and not c.any()
+    np.testing.assert_array_equal(h, given[5])
+
+
+def test_half_precision_computes_in_float32() -> None:
+    given = [a.astype(np.float16) if a is not None else None for a in operands("GRU", bias=True)]
+    wide = [a.astype(np.float32) if a is not None else None for a in given]
+    np.testing.assert_allclose(own("GRU", given, 2)[0], own("GRU", wide, 2)[0], atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("position", "shape"),
+    [(1, (1, 21, 3)), (2, (1, 20, 6)), (3, (1, 41)), (4, (3,)), (5, (2, 2, 5))],
+)
+def test_operands_that_do_not_fit(position: int, shape: tuple[int, ...]) -> None:
+    given = operands("LSTM")
+    given[position] = np.zeros(shape, np.int32 if position == 4 else np.float32)
+    with pytest.raises(OperatorError):
+        own("LSTM", given, 3)
+
+
+def test_unknown_activation() -> None:
+    with pytest.raises(OperatorError, match="no activation"):
+        own("RNN", operands("RNN"), 2, activations=["Cube"])
