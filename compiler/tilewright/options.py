@@ -10,6 +10,7 @@ from pathlib import Path
 from tilewright.errors import InputError
 
 DEFAULT_CACHE_BYTES = 2 << 30
+DEFAULT_PLAN_BYTES = 4 << 30
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" or "max period", in a container
 
 
@@ -21,6 +22,8 @@ class Options:
     `cache_dir`: folder of the kernel cache; None means the user's cache folder.
     `cache_bytes`: the least recently used kernels are deleted beyond this size.
     `compile_workers`: processes that help to compile; None lets the cache decide, 0 means none.
+    `plan_bytes`: compiled signatures not used for longest are dropped beyond this size.
+    `interpret`: run on the reference evaluator, without kernels: slow, and the same results.
     `debug`: 0 is silent; 1 cache events; 2 kernels and schedules; more shows more.
     `dump`: folder that receives every generated kernel; None means no dump.
     """
@@ -29,6 +32,8 @@ class Options:
     cache_dir: Path | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
     compile_workers: int | None = None
+    plan_bytes: int = DEFAULT_PLAN_BYTES
+    interpret: bool = False
     debug: int = 0
     dump: Path | None = None
 
@@ -37,16 +42,19 @@ class Options:
             raise InputError(f"threads must be at least 1, not {self.threads}")
         if self.compile_workers is not None and self.compile_workers < 0:
             raise InputError(f"compile_workers must not be negative, but is {self.compile_workers}")
+        if self.plan_bytes < 0:
+            raise InputError(f"plan_bytes must not be negative, but is {self.plan_bytes}")
         if self.cache_bytes < 0:
             raise InputError(f"cache_bytes must not be negative, but is {self.cache_bytes}")
 
     @classmethod
     def from_environment(cls) -> Options:
-        """Options read from TILEWRIGHT_THREADS, _CACHE_DIR, _WORKERS, _DEBUG and _DUMP."""
+        """Options read from TILEWRIGHT_THREADS, _CACHE_DIR, _WORKERS, _INTERPRET, _DEBUG, _DUMP."""
         return cls(
             threads=_integer("TILEWRIGHT_THREADS"),
             cache_dir=_folder("TILEWRIGHT_CACHE_DIR"),
             compile_workers=_integer("TILEWRIGHT_WORKERS"),
+            interpret=bool(_integer("TILEWRIGHT_INTERPRET")),
             debug=_integer("TILEWRIGHT_DEBUG") or 0,
             dump=_folder("TILEWRIGHT_DUMP"),
         )

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 
-import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from tilewright.errors import UnsupportedError
 from tilewright.graph.apply import kind_of
 from tilewright.graph.ir import Graph, Node
-
-REFERENCE_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,22 @@ def _support(node: Node, graph: Graph) -> NodeSupport:
 
 
 def _has_reference(node: Node, graph: Graph) -> bool:
-    version = graph.opset if node.domain == "" else graph.domains.get(node.domain, 1)
-    known = node.domain in REFERENCE_DOMAINS
-    return known and onnx.defs.has(node.op_type, version, node.domain)
+    return _reference_knows(
+        node.domain, node.op_type, tuple({"": graph.opset, **graph.domains}.items())
+    )
+
+
+@cache
+def _reference_knows(domain: str, op_type: str, versions: tuple[tuple[str, int], ...]) -> bool:
+    proto = helper.make_graph([helper.make_node(op_type, [], ["y"], domain=domain)], "g", [], [])
+    imports = [helper.make_opsetid(d, version) for d, version in versions]
+    try:
+        ReferenceEvaluator(helper.make_model(proto, opset_imports=imports))
+    except NotImplementedError:
+        return False
+    except (RuntimeError, TypeError, ValueError):  # known, but nothing without its attributes
+        return True
+    return True
 
 
 def _all_nodes(graph: Graph) -> Iterator[Node]:
