@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import (
     AttributeProto,
     GraphProto,
     ModelProto,
     NodeProto,
+    TensorProto,
     TypeProto,
     ValueInfoProto,
     checker,
@@ -39,6 +40,13 @@ def import_model(source: Source, keep: Keep = keep_all) -> Graph:
     `keep(domain, op_type)` is False. Raises ModelError for whatever is wrong with the model, and
     UnsupportedError for what is right but beyond this compiler. The message is left unchanged.
     """
+    try:
+        return _import(source, keep)
+    except (UnicodeDecodeError, DecodeError, EncodeError) as error:
+        raise ModelError(f"the model is damaged: {error}") from None
+
+
+def _import(source: Source, keep: Keep) -> Graph:
     model, payloads = _read(source)
     overridable = model.ir_version >= 4
     sort_nodes(model)
@@ -78,10 +86,22 @@ def _parse(lifted: Lifted, what: str) -> ModelProto:
 
 
 def _check(model: ModelProto) -> None:
+    """Ask ONNX's checker, but let types of results and shapes be missing, as other runtimes do."""
+    untyped = [v for v in model.graph.output if not v.HasField("type")]
+    for value in untyped:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    tensors = [v.type.tensor_type for v in (*model.graph.input, *model.graph.output)]
+    shapeless = [t for t in tensors if t.elem_type and not t.HasField("shape")]
+    for tensor in shapeless:
+        tensor.shape.SetInParent()
     try:
-        checker.check_model(model)
+        checker.check_model(model, skip_opset_compatibility_check=True)
     except (checker.ValidationError, RuntimeError, ValueError) as error:
         raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from None
+    for tensor in shapeless:
+        tensor.ClearField("shape")
+    for value in untyped:
+        value.ClearField("type")
 
 
 @dataclass
