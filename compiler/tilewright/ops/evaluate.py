@@ -62,14 +62,14 @@ def _compute(t: Compute, env: Mapping[str, np.ndarray]) -> np.ndarray:
     points = int(np.prod(list(extents.values()), dtype=np.int64))
     if out.size == 0:
         return out
-    parts = max(1, min(t.shape[0], -(-points // MAX_POINTS))) if t.shape else 1
-    step = -(-t.shape[0] // parts) if t.shape else 1
-    for start in range(0, t.shape[0] if t.shape else 1, step):
-        window = {**extents, t.axes[0]: (start, min(start + step, t.shape[0]))} if t.shape else extents
-        part = _block(t, window, env)
-        out[start : start + step] = part if t.shape else part
-        if not t.shape:
-            return np.asarray(part).astype(t.dtype.numpy).reshape(())
+    if not t.shape:
+        out[()] = _block(t, extents, env)
+        return out
+    parts = max(1, min(t.shape[0], -(-points // MAX_POINTS)))
+    step = -(-t.shape[0] // parts)
+    for start in range(0, t.shape[0], step):
+        end = min(start + step, t.shape[0])
+        out[start:end] = _block(t, {**extents, t.axes[0]: (start, end)}, env)
     return out
 
 

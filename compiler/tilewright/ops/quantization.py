@@ -13,7 +13,7 @@ from tilewright.dtypes import DType, from_onnx
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import Apply, Expr, Operand, apply
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, elementwise, fail, maximum, minimum, normalize_axis, reduce, select
+from tilewright.ops.common import cast, elementwise, fail, maximum, minimum, normalize_axis, reduce, reshape_to, select
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute
 
@@ -22,8 +22,8 @@ Index = Callable[[Sequence[Expr]], list[Operand]]
 
 def _parameter_index(x: Tensor, scale: Tensor, axis: int, block: int) -> Index:
     """Where the scale of the element at an index is."""
-    if scale.rank == 0 or scale.shape == (1,):
-        return lambda i: [0] * scale.rank
+    if scale.size == 1 and scale.rank <= 1:
+        return lambda i: [0]
     at = normalize_axis(axis, x.rank)
     if scale.rank == 1:
         if scale.shape[0] != x.shape[at]:
@@ -32,6 +32,11 @@ def _parameter_index(x: Tensor, scale: Tensor, axis: int, block: int) -> Index:
     if scale.rank != x.rank or not block or -(-x.shape[at] // block) != scale.shape[at]:
         raise fail(f"scales of shape {scale.shape} do not fit {x.shape} in blocks of {block}")
     return lambda i: [v // block if k == at else v for k, v in enumerate(i)]
+
+
+def _vector(t: Tensor) -> Tensor:
+    """A scalar as a vector of one, so that parameters are read alike."""
+    return reshape_to(t, (1,)) if t.rank == 0 else t
 
 
 def _quantized_type(zero_point: Tensor | None, output_dtype: int) -> DType:
@@ -56,6 +61,7 @@ def quantize_linear(
     dtype = _quantized_type(zero_point, output_dtype)
     where = _parameter_index(x, scale, axis, block_size)
     wide = scale.dtype if scale.dtype.is_float else DType.F32
+    scale, zero_point = _vector(scale), _vector(zero_point) if zero_point is not None else None
 
     def element(*i: Expr) -> Operand:
         scaled = cast(wide, x[i]) / cast(wide, scale[where(i)])
@@ -87,6 +93,7 @@ def dequantize_linear(
         raise UnsupportedError(f"dequantisation of {x.dtype.name}")
     dtype = from_onnx(output_dtype) if output_dtype else scale.dtype
     where = _parameter_index(x, scale, axis, block_size)
+    scale, zero_point = _vector(scale), _vector(zero_point) if zero_point is not None else None
 
     def element(*i: Expr) -> Operand:
         value = cast(DType.I32, x[i]) if x.dtype.bits < 32 else x[i]
