@@ -95,7 +95,7 @@ def test_activations(names: list[str], parameters: dict[str, Any]) -> None:
 def test_activations_differ_by_direction() -> None:
     given = operands("GRU", "bidirectional", bias=True)
     names = ["Sigmoid", "Tanh", "HardSigmoid", "Relu"]
-    more = dict(activation_alpha=[0.25], activation_beta=[0.5])
+    more: dict[str, Any] = dict(activation_alpha=[0.25], activation_beta=[0.5])
     check("GRU", given, 2, hidden_size=HIDDEN, direction="bidirectional", activations=names, **more)
 
 
@@ -103,7 +103,7 @@ def test_activations_differ_by_direction() -> None:
 @pytest.mark.parametrize("op", GATES)
 def test_batch_first_is_a_transposition(op: str, direction: str) -> None:
     """ONNX Runtime does not have this layout; the other one, transposed, is the oracle."""
-    flags = {"bias": True, "lengths": True, "initial_h": True, "initial_c": True}
+    flags: dict[str, Any] = {"bias": True, "lengths": True, "initial_h": True, "initial_c": True}
     given = operands(op, direction, 0, **flags)
     swapped = [
         a.swapaxes(0, 1) if a is not None and k in (0, 5, 6) else a for k, a in enumerate(given)
@@ -117,7 +117,7 @@ def test_batch_first_is_a_transposition(op: str, direction: str) -> None:
 
 
 def test_batches_that_share_weights() -> None:
-    """Enough rows that a task has several, with a hidden size that is a multiple of the unrolled sum."""
+    """So many rows that a task has several, and a hidden size without a remainder."""
     given = [normal(2, 8, 3), normal(1, 16, 3, seed=1), normal(1, 16, 4, seed=2)]
     check("LSTM", given, 3, hidden_size=4)
 

@@ -46,7 +46,9 @@ def grown(
         grow(tree, depth, [])
     names = "treeids nodeids featureids values modes truenodeids falsenodeids"
     columns = [list(c) for c in zip(*rows, strict=True)]
-    attributes = {f"nodes_{n}": c for n, c in zip(names.split(), columns, strict=False)}
+    attributes: dict[str, Any] = {
+        f"nodes_{n}": c for n, c in zip(names.split(), columns, strict=False)
+    }
     if missing:
         attributes["nodes_missing_value_tracks_true"] = columns[7]
     return attributes, leaves
@@ -67,7 +69,7 @@ def weighted(
         for leaf in leaves
         for t in (range(targets) if every else [int(random.integers(targets))])
     ]
-    weights = random.standard_normal(len(entries)).astype(np.float32)
+    weights: np.ndarray = random.standard_normal(len(entries)).astype(np.float32)
     weights = np.abs(weights) / 10 if positive else weights
     where, at, what = (list(c) for c in zip(*entries, strict=True))
     return {
@@ -79,7 +81,7 @@ def weighted(
 
 
 def rows(count: int, seed: int = 2, missing: bool = False) -> np.ndarray:
-    x = np.round(normal(count, FEATURES, seed=seed), 1)
+    x: np.ndarray = np.round(normal(count, FEATURES, seed=seed), 1)
     if missing:
         x[np.random.default_rng(seed).random(x.shape) < 0.2] = np.nan
     return x
@@ -94,7 +96,7 @@ SAME, MIXED = ["BRANCH_LEQ"], list(MODES[:-1])
 def test_regressor(modes: list[str], every: bool, aggregate: str) -> None:
     nodes, leaves = grown(3, 3, modes)
     weights = weighted("target", leaves, 2 if every else 1, every)
-    more = {"n_targets": 2 if every else 1, "aggregate_function": aggregate}
+    more: dict[str, Any] = {"n_targets": 2 if every else 1, "aggregate_function": aggregate}
     check("TreeEnsembleRegressor", [rows(19)], domain=ML, **nodes, **weights, **more)
 
 
@@ -102,7 +104,11 @@ def test_regressor(modes: list[str], every: bool, aggregate: str) -> None:
 def test_regressor_transforms(transform: str) -> None:
     nodes, leaves = grown(2, 2, SAME)
     weights = weighted("target", leaves, 3, True)
-    more = {"n_targets": 3, "base_values": [0.5, -0.25, 1.0], "post_transform": transform}
+    more: dict[str, Any] = {
+        "n_targets": 3,
+        "base_values": [0.5, -0.25, 1.0],
+        "post_transform": transform,
+    }
     check("TreeEnsembleRegressor", [rows(5)], domain=ML, **nodes, **weights, **more)
 
 
@@ -145,7 +151,7 @@ def test_trees_of_different_depth_and_a_lone_leaf() -> None:
 def test_classifier(transform: str) -> None:
     nodes, leaves = grown(3, 3, SAME)
     weights = weighted("class", leaves, 3, True)
-    more = {"classlabels_int64s": [7, 3, 5], "post_transform": transform}
+    more: dict[str, Any] = {"classlabels_int64s": [7, 3, 5], "post_transform": transform}
     check("TreeEnsembleClassifier", [rows(12)], 2, domain=ML, opset=3, **nodes, **weights, **more)
 
 
@@ -154,7 +160,11 @@ def test_classifier(transform: str) -> None:
 def test_binary_classifier_with_one_score(positive: bool, transform: str) -> None:
     nodes, leaves = grown(3, 3, SAME)
     weights = weighted("class", leaves, 1, False, positive=positive)
-    more = {"classlabels_int64s": [4, 9], "post_transform": transform, "base_values": [0.1]}
+    more: dict[str, Any] = {
+        "classlabels_int64s": [4, 9],
+        "post_transform": transform,
+        "base_values": [0.1],
+    }
     check("TreeEnsembleClassifier", [rows(12)], 2, domain=ML, opset=3, **nodes, **weights, **more)
 
 
@@ -174,7 +184,7 @@ def test_text_labels_are_left_to_others() -> None:
 
 
 def ensemble(modes: list[int], dtype: Any = np.float32) -> Attributes:
-    """Two trees in the newer encoding: three tests and four leaves, then one test and two leaves."""
+    """Two trees in the newer encoding: three tests and four leaves, then one and two."""
     return {
         "nodes_splits": np.array([0.2, -0.3, 0.5, 0.1], dtype),
         "nodes_featureids": [0, 1, 2, 3],
@@ -211,8 +221,8 @@ def test_ensemble(modes: list[int], aggregate: int, dtype: Any) -> None:
 
 def reference(x: np.ndarray, given: Attributes, sets: list[set[float]]) -> np.ndarray:
     """A direct reading of the specification for ensembles that sum."""
-    modes, compare = given["nodes_modes"], "le lt ge gt eq ne".split()
-    order = {node: k for k, node in enumerate(np.flatnonzero(modes == 6))}
+    modes, compare = given["nodes_modes"], ["le", "lt", "ge", "gt", "eq", "ne"]
+    order = {int(node): k for k, node in enumerate(np.flatnonzero(modes == 6))}
 
     def passes(node: int, value: Any) -> bool:
         if modes[node] == 6:
@@ -320,9 +330,12 @@ def test_binarizer() -> None:
 
 def test_imputer() -> None:
     x = np.array([[1.0, np.nan], [np.nan, -2.0]], np.float32)
-    more = {"replaced_value_float": float("nan"), "imputed_value_floats": [5.0, 6.0]}
+    more: dict[str, Any] = {
+        "replaced_value_float": float("nan"),
+        "imputed_value_floats": [5.0, 6.0],
+    }
     check("Imputer", [x], domain=ML, **more)
-    whole = {"replaced_value_int64": 3, "imputed_value_int64s": [9]}
+    whole: dict[str, Any] = {"replaced_value_int64": 3, "imputed_value_int64s": [9]}
     check("Imputer", [np.array([[3, 1], [2, 3]], np.int64)], domain=ML, **whole)
 
 
@@ -343,19 +356,27 @@ def test_one_hot_encoder() -> None:
 @pytest.mark.parametrize("transform", ["NONE", "LOGISTIC", "SOFTMAX"])
 def test_linear_models(transform: str) -> None:
     numbers = [float(v) for v in normal(12, seed=4)]
-    more = {"coefficients": numbers, "intercepts": [0.1, 0.2, 0.3], "post_transform": transform}
+    more: dict[str, Any] = {
+        "coefficients": numbers,
+        "intercepts": [0.1, 0.2, 0.3],
+        "post_transform": transform,
+    }
     check("LinearRegressor", [normal(5, 4)], domain=ML, targets=3, **more)
     check("LinearClassifier", [normal(5, 4)], 2, domain=ML, classlabels_ints=[4, 5, 6], **more)
 
 
 def test_linear_classifier_of_two_classes_with_one_score() -> None:
-    more = {"coefficients": [0.5, -1.0, 2.0], "intercepts": [0.1], "classlabels_ints": [0, 1]}
+    more: dict[str, Any] = {
+        "coefficients": [0.5, -1.0, 2.0],
+        "intercepts": [0.1],
+        "classlabels_ints": [0, 1],
+    }
     check("LinearClassifier", [normal(9, 3)], 2, domain=ML, post_transform="LOGISTIC", **more)
 
 
 @pytest.mark.parametrize("kernel", ["LINEAR", "RBF", "POLY", "SIGMOID"])
 def test_svm_regressor(kernel: str) -> None:
-    more = {
+    more: dict[str, Any] = {
         "kernel_type": kernel,
         "kernel_params": [0.3, 0.5, 2.0],
         "n_supports": 6,
@@ -368,7 +389,15 @@ def test_svm_regressor(kernel: str) -> None:
 
 def test_label_encoder() -> None:
     text = np.array([["b", "a"], ["c", "b"]], object)
-    more = {"keys_strings": ["a", "b"], "values_int64s": [10, 20], "default_int64": -7}
+    more: dict[str, Any] = {
+        "keys_strings": ["a", "b"],
+        "values_int64s": [10, 20],
+        "default_int64": -7,
+    }
     check("LabelEncoder", [text], domain=ML, **more)
-    floats = {"keys_floats": [1.5, float("nan")], "values_floats": [2.0, 3.0], "default_float": 9.0}
+    floats: dict[str, Any] = {
+        "keys_floats": [1.5, float("nan")],
+        "values_floats": [2.0, 3.0],
+        "default_float": 9.0,
+    }
     check("LabelEncoder", [np.array([1.5, np.nan, 4.0], np.float32)], domain=ML, **floats)

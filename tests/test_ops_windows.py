@@ -127,7 +127,7 @@ def test_conv_transpose(
 def test_deform_conv_without_offsets_is_a_convolution() -> None:
     x, w = normal(1, 4, 6, 6), normal(2, 2, 3, 3, seed=1)
     offset, mask = np.zeros((1, 2 * 18, 6, 6), np.float32), np.ones((1, 18, 6, 6), np.float32)
-    common = {"pads": (1, 1, 1, 1), "group": 2}
+    common: dict[str, Any] = {"pads": (1, 1, 1, 1), "group": 2}
     wanted = own("Conv", [x, w], **common)[0]
     actual = own("DeformConv", [x, w, offset, None, mask], offset_group=2, **common)[0]
     np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
@@ -225,7 +225,12 @@ ROIS = np.array(
 @pytest.mark.parametrize("sampling", [0, 2])
 @pytest.mark.parametrize("transform", ["half_pixel", "output_half_pixel"])
 def test_roi_align(mode: str, sampling: int, transform: str) -> None:
-    attributes = {"output_height": 2, "output_width": 3, "spatial_scale": 0.75, "mode": mode}
+    attributes: dict[str, Any] = {
+        "output_height": 2,
+        "output_width": 3,
+        "spatial_scale": 0.75,
+        "mode": mode,
+    }
     rois = ROIS[:3] if transform == "half_pixel" else ROIS
     batch = np.array([0, 1, 1, 0], np.int64)[: len(rois)]
     given = [np.abs(normal(2, 3, 6, 7)), rois, batch]
@@ -256,6 +261,8 @@ def test_non_max_suppression(center: int) -> None:
         random.random((2, 12, 4)).astype(np.float32),
         random.random((2, 3, 12)).astype(np.float32),
     )
-    limits = [np.array([4], np.int64), np.array([0.3], np.float32), np.array([0.2], np.float32)]
-    check("NonMaxSuppression", [boxes, scores, *limits], center_point_box=center)
+    most, floor = np.array([4], np.int64), np.array([0.2], np.float32)
+    overlap = np.array([0.3], np.float32)
+    given: list[np.ndarray | None] = [boxes, scores, most, overlap, floor]
+    check("NonMaxSuppression", given, center_point_box=center)
     check("NonMaxSuppression", [boxes, scores])
