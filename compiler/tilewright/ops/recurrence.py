@@ -37,7 +37,7 @@ from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
 
 LOCAL_BYTES = 256 << 10
 ROWS = 4  # batch rows that share a pass over the recurrent weights
-UNROLL = 4  # steps of the sum over the hidden state between two visits to a gate buffer
+PRODUCTS = 8  # products that a visit to a weight column adds up, over all rows
 
 
 @dataclass(frozen=True)
@@ -257,33 +257,37 @@ class Task:
 
     def accumulate(self, gates: Buffer, state: Buffer, first: int, count: int) -> list[Stmt]:
         """gates[:, first : first + count] += state @ weights."""
-        hidden = self.rec.hidden
-        whole, rest = hidden // UNROLL, hidden % UNROLL
+        hidden, unroll = self.rec.hidden, max(PRODUCTS // self.rows, 2)
+        rest = hidden % unroll
         loops: list[Stmt] = []
-        for start, trips, unroll in ((0, whole, UNROLL), (hidden - rest, rest, 1)):
+        for start, trips, terms in ((0, hidden // unroll, unroll), (hidden - rest, rest, 1)):
             if trips:
-                loops.append(self._sum(gates, state, (first, count), (start, trips, unroll)))
+                loops.append(self._sum(gates, state, (first, count), (start, trips, terms)))
         return loops
 
     def _sum(
         self, gates: Buffer, state: Buffer, columns: tuple[int, int], depth: tuple[int, int, int]
     ) -> Stmt:
-        (first, count), (start, trips, unroll) = columns, depth
+        """Adds `terms` products a time to each element; all rows share the weights just read."""
+        (first, count), (start, trips, terms) = columns, depth
         outer = Var(fresh_axis("k"))
 
-        def body(row: Row, j: Expr) -> Stmt:
-            column = j + first if first else j
+        def add(row: int, column: Expr) -> Stmt:
             total: Expr | None = None
-            for u in range(unroll):
-                k = outer * unroll + (start + u)
-                term = Load(state, (row.local, k)) * cast(
-                    self.rec.dtype, self.rec.weights[row.direction, k, column]
-                )
+            for u in range(terms):
+                k = outer * terms + (start + u)
+                weight = cast(self.rec.dtype, self.rec.weights[self.direction, k, column])
+                term = Load(state, (index_const(row), k)) * weight
                 total = term if total is None else total + term
             assert total is not None
-            return Accumulate(gates, (row.local, column), ScalarOp.ADD, total)
+            return Accumulate(gates, (index_const(row), column), ScalarOp.ADD, total)
 
-        return For(outer.name, index_const(trips), self.each(index_const(0), count, body))
+        def body(j: Expr) -> Stmt:
+            column = j + first if first else j
+            rows = tuple(add(row, column) for row in range(self.rows))
+            return Block(rows) if len(rows) > 1 else rows[0]
+
+        return For(outer.name, index_const(trips), elements(count, body))
 
 
 def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
