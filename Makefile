@@ -1,52 +1,54 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -q
 PACKAGES := compiler kernels tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format golden train-digits clean
+.PHONY: help demo test test-avx2 lint types format golden train-digits clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
-$(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@touch $@
+demo: $(VENV)/.demo ## Compile a trained classifier, check its answers, show its kernels
+	@$(BIN)/python -m tilewright.explore.demo
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
-	@touch $@
+test: lint types test-avx2 ## Everything that must hold: style, types, all tests
+	$(PYTEST) -n 2
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
-	@touch $@
+ifeq ($(shell uname -m),x86_64)
+test-avx2: $(VENV)/.dev ## Some tests again, with kernels for AVX2 and nothing newer
+	NUMBA_CPU_NAME=haswell $(PYTEST) -n 2 -m avx2
+else
+test-avx2:
+endif
 
-demo: $(VENV)/.demo ## Compile a trained classifier, run it, show its kernels
-	$(BIN)/python -m tilewright.explore.demo
-
-test: lint types ## Everything that must hold: style, types, tests (AVX2 only, then this machine)
-	NUMBA_CPU_NAME=haswell $(BIN)/python -m pytest -q -n 2 -m avx2
-	$(BIN)/python -m pytest -q -n 2
-
-lint: $(VENV)/.dev ## Check style
+lint: $(VENV)/.dev ## Check the style
 	$(BIN)/ruff check $(PACKAGES)
-	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/ruff format --check --quiet $(PACKAGES)
 
-types: $(VENV)/.dev ## Check types
+types: $(VENV)/.dev ## Check the types
 	$(BIN)/mypy $(PACKAGES)
 
-format: $(VENV)/.dev ## Apply style
+format: $(VENV)/.dev ## Apply the style
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
 
-golden: $(VENV)/.dev ## Accept the generated sources of today as golden
-	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
+golden: $(VENV)/.dev ## Accept the texts of today as golden; review them with git diff
+	$(PYTEST) -m golden --update-golden
 
-train-digits: $(VENV)/.dev ## Train the demo's model anew
-	$(BIN)/python -m pip install --quiet scikit-learn
+train-digits: $(VENV)/.train ## Train the demo's model anew
 	$(BIN)/python -m tilewright.explore.train_digits
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, as in: make PYTHON=python3.12 test")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
+	$(INSTALL) -e '.[$*]'
+	@touch $@

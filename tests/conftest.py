@@ -1,8 +1,10 @@
-"""Settings of the whole suite: how long properties search, where kernels are cached, golden texts."""
+"""Settings of the whole suite: how far properties search, the kernel cache, golden texts."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
+CACHE = "TILEWRIGHT_CACHE_DIR"
+_temporary: list[str] = []
 
 settings.register_profile(
     "default",
@@ -19,7 +23,9 @@ settings.register_profile(
     max_examples=30,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile("thorough", parent=settings.get_profile("default"), derandomize=False, max_examples=400)
+settings.register_profile(
+    "thorough", parent=settings.get_profile("default"), derandomize=False, max_examples=400
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -28,23 +34,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One kernel cache for all workers of a run, not the user's."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if "TILEWRIGHT_CACHE_DIR" not in os.environ:
-        name = f"tilewright-tests-{run}" if run else tempfile.mkdtemp(prefix="tilewright-tests-")
-        os.environ["TILEWRIGHT_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / name)
+    """One kernel cache for a whole run, and not the user's: workers inherit the variable."""
+    if CACHE not in os.environ:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="tilewright-tests-")
+        _temporary.append(os.environ[CACHE])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Deletes the cache in the process that made it."""
+    while _temporary:
+        shutil.rmtree(_temporary.pop(), ignore_errors=True)
+        os.environ.pop(CACHE, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m golden` selects the tests that compare with golden texts."""
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker("golden")
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Compare a text with the one that was accepted for this test."""
-    path = GOLDEN / f"{request.node.name}.txt"
+    name = re.sub(r"\W+", "_", request.node.name).strip("_")
+    path = GOLDEN / f"{name}.txt"
 
     def check(text: str) -> None:
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         assert path.exists(), f"no golden text {path.name}: run `make golden` and review it"
-        assert text == path.read_text()
+        assert text == path.read_text(encoding="utf-8")
 
     return check
