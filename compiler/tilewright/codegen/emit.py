@@ -243,7 +243,7 @@ class _Emitter:
             elif owner is None:
                 parts.append(f"{text} * {c}")
             else:
-                parts.append(f"{text} * {self._number(c, owner, text)}")
+                parts.append(f"{text} * {self._number(c, owner, text, str(c))}")
         if form.constant or not parts:
             lifted = owner is not None and form.constant not in (0, 1, -1)
             parts.append(self._number(form.constant, owner or "", str(form.constant)) if lifted else str(form.constant))

@@ -189,7 +189,8 @@ def interval(e: Expr, ranges: Ranges) -> Range:
             return (low, high) if 0 <= low and high < d else (0.0, float(d) - 1)
         case Apply(op=ScalarOp.MIN, args=(a, b)):
             x, y = interval(a, ranges), interval(b, ranges)
-            return min(x[0], y[0]), min(x[1], y[1])
+            together = linear_range(_combine(linear(a, ranges), linear(b, ranges)), ranges)
+            return min(x[0], y[0]), min(x[1], y[1], together[1] // 2)  # min(a, b) <= (a + b) / 2
         case Apply(op=ScalarOp.MAX, args=(a, b)):
             x, y = interval(a, ranges), interval(b, ranges)
             return max(x[0], y[0]), max(x[1], y[1])

@@ -128,7 +128,7 @@ class _Verifier:
             case Select(condition=c, then=then, otherwise=otherwise):
                 self.boolean(c, ranges, buffers, facts, path)
                 a = self.expression(then, ranges, buffers, learn(c, ranges, facts), path)
-                b = self.expression(otherwise, ranges, buffers, facts, path)
+                b = self.expression(otherwise, ranges, buffers, unlearn(c, ranges, facts), path)
                 if a is not b:
                     _fail(path, f"the sides of a select are {a.name} and {b.name}")
             case Apply(op=op, args=args):
@@ -170,12 +170,47 @@ def bounds(e: Expr, ranges: Mapping[str, Range], facts: Facts) -> Range:
     spans = [_scaled(_atom_bounds(atom, ranges, facts), c) for atom, c in form.terms]
     low = form.constant + sum(a for a, _ in spans)
     high = form.constant + sum(b for _, b in spans)
-    terms = frozenset(form.terms)
-    for known, (a, b) in facts.items():
-        if frozenset(known.terms) == terms:
-            shift = form.constant - known.constant
-            low, high = max(low, a + shift), min(high, b + shift)
+    for known, span in facts.items():
+        a, b = _multiple_of(form, known, span, spans)
+        low, high = max(low, a), min(high, b)
+    if facts:
+        for atom, c in form.terms:
+            a, b = _joined_quotient(form, atom, c, ranges, facts)
+            low, high = max(low, a), min(high, b)
     return low, high
+
+
+def _multiple_of(form: Linear, known: Linear, span: Range, spans: list[Range]) -> Range:
+    """The range of the form if it is a multiple of something whose range is known, and a rest."""
+    here = dict(form.terms)
+    if not known.terms or any(a not in here for a, _ in known.terms):
+        return float("-inf"), float("inf")
+    first, k = known.terms[0]
+    scale, remainder = divmod(here[first], k)
+    if remainder or any(here[a] != scale * c for a, c in known.terms):
+        return float("-inf"), float("inf")
+    inside = {a for a, _ in known.terms}
+    rest = [s for (a, _), s in zip(form.terms, spans, strict=True) if a not in inside]
+    low, high = _scaled(span, scale)
+    shift = form.constant - scale * known.constant
+    return low + shift + sum(a for a, _ in rest), high + shift + sum(b for _, b in rest)
+
+
+def _joined_quotient(
+    form: Linear, atom: Expr, c: int, ranges: Mapping[str, Range], facts: Facts
+) -> Range:
+    """The range of c * (x // d) + c * rest, read as c * ((x + d * rest) // d)."""
+    match atom:
+        case Apply(op=ScalarOp.FLOORDIV, args=(x, Const(value=d))) if c > 0:
+            rest = [(a, k) for a, k in form.terms if a != atom]
+            if form.constant % c == 0 and all(k % c == 0 for _, k in rest):
+                whole: Expr = x + form.constant // c * int(d)
+                for a, k in rest:
+                    whole = whole + a * (k // c * int(d))
+                if not any(isinstance(n, Apply) and n.op is ScalarOp.FLOORDIV for n, _ in rest):
+                    low, high = bounds(whole, ranges, facts)
+                    return low // float(d) * c, high // float(d) * c
+    return float("-inf"), float("inf")
 
 
 def _scaled(span: Range, c: int) -> Range:
@@ -213,6 +248,26 @@ def learn(condition: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:
     return facts
 
 
+def unlearn(condition: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:
+    """What is known about index expressions where the condition does not hold."""
+    match condition:
+        case Apply(op=ScalarOp.OR, args=(a, b)):
+            return unlearn(b, ranges, unlearn(a, ranges, facts))
+        case Apply(op=ScalarOp.NOT, args=(a,)):
+            return learn(a, ranges, facts)
+        case Apply(op=op, args=(a, b)) if op in _OPPOSITE and dtype_of(a) is DType.I64:
+            return _learn_comparison(_OPPOSITE[op], a, b, ranges, facts)
+    return facts
+
+
+_OPPOSITE = {
+    ScalarOp.LT: ScalarOp.GE,
+    ScalarOp.LE: ScalarOp.GT,
+    ScalarOp.GT: ScalarOp.LE,
+    ScalarOp.GE: ScalarOp.LT,
+}
+
+
 def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:
     form = linear(a, ranges)
     low, high = interval(b, ranges)
@@ -234,6 +289,8 @@ def _learn_extent(axis: str, extent: Expr, ranges: Mapping[str, Range], facts: F
 
 def shared_writes(loop: For) -> str | None:
     """Why two iterations of the loop could write different values to one element, or None."""
+    if isinstance(loop.extent, Const) and loop.extent.value <= 1:
+        return None
     local = {n.buffer.name for n in walk(loop.body) if isinstance(n, Alloc)}
     for n in walk(loop.body):
         if isinstance(n, (Store, Accumulate)) and n.buffer.name not in local:
