@@ -1,4 +1,4 @@
-"""Element by element: arithmetic, comparison, logic and elementary functions.
+"""Element by element: arithmetic and elementary functions.
 
 Source: https://onnx.ai/onnx/operators/
 """
@@ -9,40 +9,36 @@ from collections.abc import Callable
 from functools import reduce as fold
 
 from tilewright.dtypes import DType
-from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import Expr, Operand, apply
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, elementwise, fail, select
+from tilewright.ops.common import cast, elementwise, fail
+from tilewright.ops.operands import FLOATS, NUMBERS, require, same_type
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor
 
+# name: (scalar function, kinds of element types that ONNX defines it for)
 UNARY = {
-    "Neg": ScalarOp.NEG,
-    "Abs": ScalarOp.ABS,
-    "Sign": ScalarOp.SIGN,
-    "Sqrt": ScalarOp.SQRT,
-    "Exp": ScalarOp.EXP,
-    "Log": ScalarOp.LOG,
-    "Sin": ScalarOp.SIN,
-    "Cos": ScalarOp.COS,
-    "Tan": ScalarOp.TAN,
-    "Asin": ScalarOp.ASIN,
-    "Acos": ScalarOp.ACOS,
-    "Atan": ScalarOp.ATAN,
-    "Sinh": ScalarOp.SINH,
-    "Cosh": ScalarOp.COSH,
-    "Tanh": ScalarOp.TANH,
-    "Asinh": ScalarOp.ASINH,
-    "Acosh": ScalarOp.ACOSH,
-    "Atanh": ScalarOp.ATANH,
-    "Erf": ScalarOp.ERF,
-    "Sigmoid": ScalarOp.SIGMOID,
-    "Floor": ScalarOp.FLOOR,
-    "Ceil": ScalarOp.CEIL,
-    "Round": ScalarOp.RINT,
-    "Not": ScalarOp.NOT,
-    "IsNaN": ScalarOp.ISNAN,
-    "BitwiseNot": ScalarOp.BITNOT,
+    "Neg": (ScalarOp.NEG, NUMBERS),
+    "Abs": (ScalarOp.ABS, NUMBERS),
+    "Sign": (ScalarOp.SIGN, NUMBERS),
+    "Sqrt": (ScalarOp.SQRT, FLOATS),
+    "Exp": (ScalarOp.EXP, FLOATS),
+    "Log": (ScalarOp.LOG, FLOATS),
+    "Sin": (ScalarOp.SIN, FLOATS),
+    "Cos": (ScalarOp.COS, FLOATS),
+    "Tan": (ScalarOp.TAN, FLOATS),
+    "Asin": (ScalarOp.ASIN, FLOATS),
+    "Acos": (ScalarOp.ACOS, FLOATS),
+    "Atan": (ScalarOp.ATAN, FLOATS),
+    "Sinh": (ScalarOp.SINH, FLOATS),
+    "Cosh": (ScalarOp.COSH, FLOATS),
+    "Tanh": (ScalarOp.TANH, FLOATS),
+    "Asinh": (ScalarOp.ASINH, FLOATS),
+    "Acosh": (ScalarOp.ACOSH, FLOATS),
+    "Atanh": (ScalarOp.ATANH, FLOATS),
+    "Floor": (ScalarOp.FLOOR, FLOATS),
+    "Ceil": (ScalarOp.CEIL, FLOATS),
+    "Round": (ScalarOp.RINT, FLOATS),
 }
 
 BINARY = {
@@ -50,30 +46,12 @@ BINARY = {
     "Sub": ScalarOp.SUB,
     "Mul": ScalarOp.MUL,
     "Div": ScalarOp.DIV,
-    "Equal": ScalarOp.EQ,
-    "Greater": ScalarOp.GT,
-    "GreaterOrEqual": ScalarOp.GE,
-    "Less": ScalarOp.LT,
-    "LessOrEqual": ScalarOp.LE,
-    "And": ScalarOp.AND,
-    "Or": ScalarOp.OR,
-    "Xor": ScalarOp.XOR,
-    "BitwiseAnd": ScalarOp.BITAND,
-    "BitwiseOr": ScalarOp.BITOR,
-    "BitwiseXor": ScalarOp.BITXOR,
 }
 
 
-def native(*tensors: Tensor) -> None:
-    """Raises UnsupportedError unless kernels compute on all the types."""
-    for t in tensors:
-        if not t.dtype.is_native:
-            raise UnsupportedError(f"kernels do not compute on {t.dtype.name}")
-
-
-def _unary(scalar: ScalarOp) -> Callable[[Tensor], Tensor]:
+def _unary(scalar: ScalarOp, kinds: str) -> Callable[[Tensor], Tensor]:
     def function(x: Tensor) -> Tensor:
-        native(x)
+        require(kinds, x)
         return elementwise(lambda v: apply(scalar, v), x)
 
     return function
@@ -81,28 +59,21 @@ def _unary(scalar: ScalarOp) -> Callable[[Tensor], Tensor]:
 
 def _binary(scalar: ScalarOp) -> Callable[[Tensor, Tensor], Tensor]:
     def function(a: Tensor, b: Tensor) -> Tensor:
-        same_type(a, b)
+        same_type(a, b, kinds=NUMBERS)
         return elementwise(lambda v, w: apply(scalar, v, w), a, b)
 
     return function
 
 
-def same_type(*tensors: Tensor) -> None:
-    """Raises unless all operands have one native type."""
-    native(*tensors)
-    if len({t.dtype for t in tensors}) != 1:
-        raise fail(f"operands of different types {[t.dtype.name for t in tensors]}")
-
-
-for _name, _scalar in UNARY.items():
-    op(_name)(_unary(_scalar))
+for _name, (_scalar, _kinds) in UNARY.items():
+    op(_name)(_unary(_scalar, _kinds))
 for _name, _scalar in BINARY.items():
     op(_name)(_binary(_scalar))
 
 
-def _variadic(scalar: ScalarOp) -> Callable[..., Tensor]:
+def _variadic(scalar: ScalarOp, kinds: str) -> Callable[..., Tensor]:
     def function(*operands: Tensor) -> Tensor:
-        same_type(*operands)
+        same_type(*operands, kinds=kinds)
         if len(operands) == 1:
             return operands[0]
         return elementwise(lambda *v: fold(lambda a, b: apply(scalar, a, b), v), *operands)
@@ -110,50 +81,65 @@ def _variadic(scalar: ScalarOp) -> Callable[..., Tensor]:
     return function
 
 
-op("Max")(_variadic(ScalarOp.MAX))
-op("Min")(_variadic(ScalarOp.MIN))
-total = op("Sum")(_variadic(ScalarOp.ADD))
+total = _variadic(ScalarOp.ADD, FLOATS)
+op("Max")(_variadic(ScalarOp.MAX, NUMBERS))
+op("Min")(_variadic(ScalarOp.MIN, NUMBERS))
+op("Sum")(total)
 
 
 @op("Mean")
 def mean(*operands: Tensor) -> Tensor:
-    result = total(*operands)
-    assert isinstance(result, Tensor)
-    return elementwise(lambda v: v / len(operands), result)
+    return elementwise(lambda v: v / len(operands), total(*operands))
 
 
 @op("Reciprocal")
 def reciprocal(x: Tensor) -> Tensor:
+    require(FLOATS, x)
     return elementwise(lambda v: 1.0 / v, x)
+
+
+@op("Erf")
+def erf(x: Tensor) -> Tensor:
+    require(NUMBERS, x)
+    wide = x.dtype if x.dtype.is_float else DType.F64
+    return elementwise(lambda v: cast(x.dtype, apply(ScalarOp.ERF, cast(wide, v))), x)
 
 
 @op("Mod")
 def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
-    same_type(a, b)
-    return elementwise(lambda v, w: apply(ScalarOp.REM if fmod else ScalarOp.MOD, v, w), a, b)
+    """The remainder, with the divisor's sign, or with the dividend's if `fmod`."""
+    same_type(a, b, kinds=NUMBERS)
+    scalar = ScalarOp.REM if fmod else ScalarOp.MOD
+    return elementwise(lambda v, w: apply(scalar, v, w), a, b)
 
 
 @op("Pow")
 def power(a: Tensor, b: Tensor) -> Tensor:
-    native(a, b)
-    if a.dtype is b.dtype:
-        return elementwise(lambda v, w: _power(v, w), a, b)
-    wide = a.dtype if a.dtype.is_float else DType.F64 if b.dtype.is_float else a.dtype
-    return elementwise(lambda v, w: cast(a.dtype, _power(cast(wide, v), cast(wide, w))), a, b)
+    """Powers in the type of the base; the exponent may be of another."""
+    require(NUMBERS, a, b)
+    wide = _power_type(a.dtype, b.dtype)
+    return elementwise(
+        lambda v, w: cast(a.dtype, apply(ScalarOp.POW, cast(wide, v), cast(wide, w))), a, b
+    )
 
 
-def _power(base: Expr, exponent: Expr) -> Expr:
-    return apply(ScalarOp.POW, base, exponent)
+def _power_type(base: DType, exponent: DType) -> DType:
+    if base is exponent or (base.is_integer and exponent.is_integer):
+        return base
+    if DType.F64 in (base, exponent) or base.is_integer:
+        return DType.F64
+    return base.compute
 
 
 @op("Clip")
 def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    native(x)
+    """min(max(x, low), high): the upper bound wins where the two cross."""
     bounds = [t for t in (low, high) if t is not None]
+    same_type(x, *bounds, kinds=NUMBERS)
     if any(t.size != 1 for t in bounds):
         raise fail(f"the bounds are no scalars but {[t.shape for t in bounds]}")
 
-    def element(v: Expr) -> Expr:
+    def element(v: Expr) -> Operand:
         if low is not None:
             v = apply(ScalarOp.MAX, v, low[[0] * low.rank])
         return apply(ScalarOp.MIN, v, high[[0] * high.rank]) if high is not None else v
@@ -161,36 +147,6 @@ def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Te
     return elementwise(element, x) if bounds else x
 
 
-@op("Where")
-def where(condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
-    same_type(then, otherwise)
-    return elementwise(select, condition, then, otherwise)
-
-
-@op("IsInf")
-def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
-    def element(v: Expr) -> Operand:
-        found = apply(ScalarOp.ISINF, v)
-        if detect_negative and detect_positive:
-            return found
-        if not detect_negative and not detect_positive:
-            return False
-        return found & (v < 0 if detect_negative else v > 0)
-
-    return elementwise(element, x, dtype=DType.BOOL)
-
-
-@op("BitShift")
-def bit_shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
-    same_type(a, b)
-    scalar = {"LEFT": ScalarOp.SHL, "RIGHT": ScalarOp.SHR}.get(direction)
-    if scalar is None:
-        raise fail(f"direction {direction!r} is neither LEFT nor RIGHT")
-    return elementwise(lambda v, w: apply(scalar, v, w), a, b)
-
-
 @op("Identity")
 def identity(x: Tensor) -> Tensor:
     return x
-
-
