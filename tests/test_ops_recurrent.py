@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tilewright.ops.contrib_recurrent
 import tilewright.ops.recurrent  # noqa: F401  (registers the operators)
 from operator_oracle import check, normal, own
 from tilewright.errors import OperatorError
@@ -157,3 +158,22 @@ def test_operands_that_do_not_fit(position: int, shape: tuple[int, ...]) -> None
 def test_unknown_activation() -> None:
     with pytest.raises(OperatorError, match="no activation"):
         own("RNN", operands("RNN"), 2, activations=["Cube"])
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_quantised_weights(direction: str) -> None:
+    """ONNX Runtime rounds the hidden state too: results agree to the error of that."""
+    d = 1 + (direction == "bidirectional")
+    random = np.random.default_rng(0)
+    w, r = (random.integers(-127, 127, (d, n, 4 * HIDDEN), np.int8) for n in (INPUTS, HIDDEN))
+    scale, zero = np.full(d, 0.01, np.float32), np.zeros(d, np.int8)
+    given = [normal(STEPS, BATCH, INPUTS), w, r, normal(d, 8 * HIDDEN, seed=3), None, None, None]
+    check(
+        "DynamicQuantizeLSTM",
+        [*given, None, scale, zero, scale, zero],
+        3,
+        "com.microsoft",
+        tolerance=0.02,
+        hidden_size=HIDDEN,
+        direction=direction,
+    )

@@ -305,7 +305,7 @@ def dynamic_quantize_matmul(
     bias: Tensor | None = None,
 ) -> Tensor:
     """The product of a, quantised to its own range, with a quantised matrix, as floats."""
-    scale, zero_point = _own_range(a)
+    scale, zero_point = own_range(a)
     quantised = compute(
         a.shape,
         lambda *i: _saturated(apply(ScalarOp.RINT, a[i] / scale[()]) + zero_point[()], DType.U8),
@@ -315,7 +315,7 @@ def dynamic_quantize_matmul(
     return _rescaled(product, scale, b_scale, bias)
 
 
-def _own_range(a: Tensor) -> tuple[Tensor, Tensor]:
+def own_range(a: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point (as a float) that map the range of a, widened to hold zero, to uint8."""
     low, high = (
         compute((), lambda *i: a[i], reduce=monoid, over=a.shape)
