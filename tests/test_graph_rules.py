@@ -103,6 +103,18 @@ def test_transposes_merge_and_cancel() -> None:
     assert left.attributes["perm"] == back["perm"]
 
 
+def test_a_reshape_that_copies_an_extent_stays_after_another() -> None:
+    g = graph(
+        node("Reshape", "x s", "a"),
+        node("Reshape", "a t", "y"),
+        s=np.array([6, 4]),
+        t=np.array([0, -1]),
+    )
+    assert simplify(g) is g
+    free = dataclasses.replace(g, constants={**g.constants, "t": np.array([12, -1])})
+    assert [n.inputs for n in simplify(free).nodes] == [("x", "t")]
+
+
 def test_casts_that_lose_nothing_merge() -> None:
     wide, whole = {"to": int(TensorProto.DOUBLE)}, {"to": int(TensorProto.INT32)}
     g = graph(node("Cast", "x", "a", **wide), node("Cast", "a", "y", **whole))
@@ -158,7 +170,21 @@ def test_equal_nodes_are_computed_once_but_random_ones_are_not() -> None:
     assert simplify(g) is g
 
 
-def test_a_convolution_read_twice_absorbs_nothing() -> None:
+def test_the_order_of_operands_counts() -> None:
+    g = graph(node("Sub", "x c", "a"), node("Sub", "c x", "b"), node("Mul", "a b", "y"), c=X + 1)
+    assert simplify(g) is g
+
+
+@pytest.mark.parametrize("read", ["a", "i"])
+def test_a_convolution_read_twice_absorbs_nothing(read: str) -> None:
+    x = np.ones((1, 2, 3, 3), np.float32)
+    s, w = floats(3), np.ones((2, 2, 1, 1), np.float32)
+    conv, copy = node("Conv", "x w", "a"), node("Identity", "a", "i")
+    g = graph(conv, copy, node("Mul", f"{read} s", "b"), node("Add", "b i", "y"), x=x, w=w, s=s)
+    assert op_types(simplify(g)) == ["Conv", "Mul", "Add"]
+
+
+def test_a_convolution_that_is_an_output_absorbs_nothing() -> None:
     x = np.ones((1, 2, 3, 3), np.float32)
     g = graph(
         node("Conv", "x w", "a"),
