@@ -148,7 +148,8 @@ def show_other_batch(screen: Screen, model: CompiledModel, images: Floats) -> No
     first, _ = timed(model, images)
     new = {k.source for k in model.kernels} - known
     screen.heading(f"Another batch size: {len(images)} images")
-    screen.line(f"{len(new)} of its kernels had to be compiled, the others are those of before.")
+    compiled = f"Only {len(new)}" if new else "None"
+    screen.line(f"{compiled} of its kernels had to be compiled; the others are those of before.")
     screen.line(
         f"The first call took {milliseconds(first)}, "
         f"the next ones take {milliseconds(steady(model, images))}."

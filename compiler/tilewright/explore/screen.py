@@ -81,8 +81,10 @@ class RichScreen:
     def source(self, code: str) -> None:
         from rich.syntax import Syntax
 
-        syntax = Syntax(code.rstrip(), "python", background_color="default", word_wrap=True)
-        self._console.print(syntax)
+        lines = code.rstrip().splitlines()
+        width = max(map(len, lines), default=0)  # a long line is left to the terminal
+        syntax = Syntax("\n".join(lines), "python", background_color="default", code_width=width)
+        self._console.print(syntax, no_wrap=True, overflow="ignore", crop=False)
 
 
 def open_screen() -> Screen:

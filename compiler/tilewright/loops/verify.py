@@ -63,7 +63,9 @@ class _Verifier:
                 self.expression(extent, ranges, buffers, facts, path)
                 if s.kind is LoopKind.PARALLEL and (why := shared_writes(s)):
                     _fail(path, why)
-                top = max(interval(extent, ranges)[1] - 1, 0.0)
+                top = interval(extent, ranges)[1] - 1
+                if top < 0:
+                    return  # never runs
                 known = _learn_extent(axis, extent, ranges, facts)
                 self.statement(body, {**ranges, axis: (0.0, top)}, buffers, known, (*path, f"for {axis}"))
             case If(condition=condition, body=body):
