@@ -83,7 +83,7 @@ class RichScreen:
 
         lines = code.rstrip().splitlines()
         width = max(map(len, lines), default=0)  # a long line is left to the terminal
-        syntax = Syntax("\n".join(lines), "python", background_color="default", code_width=width)
+        syntax = Syntax("\n".join(lines), "python", theme="ansi_light", code_width=width)
         self._console.print(syntax, no_wrap=True, overflow="ignore", crop=False)
 
 
