@@ -1,0 +1,52 @@
+"""Index maps that are known beforehand: as arithmetic where they follow a simple law, else as a
+table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tilewright.loops.ir import Expr, Operand, index_const
+from tilewright.ops.common import maximum, minimum
+from tilewright.ops.tensor import constant
+
+
+def at_position(table: np.ndarray, i: Expr, extent: int) -> Expr:
+    """table[i], where all entries are in [0, extent). Reading x there costs no table if the entries
+    are a * i + b, i // d or i * a + b clamped to the extent.
+    """
+    law = _arithmetic(table, i, extent)
+    if law is not None:
+        return law
+    entries = constant(table.astype(np.int64))
+    return minimum(maximum(entries[i], 0), extent - 1)
+
+
+def _arithmetic(table: np.ndarray, i: Expr, extent: int) -> Expr | None:
+    """table[i] by arithmetic, if there is any for it."""
+    n = len(table)
+    first = int(table[0]) if n else 0
+    if n < 2 or bool((table == first).all()):
+        return index_const(first)
+    numbers = np.arange(n)
+    step = int(table[1]) - first
+    if np.array_equal(table, first + step * numbers):
+        scaled: Expr = i if step == 1 else i * step
+        return scaled if first == 0 else scaled + first
+    repeat = int(np.argmax(table != first))
+    if first == 0 and np.array_equal(table, numbers // repeat):
+        return i // repeat
+    inner = step or 1
+    clipped = np.clip(first + inner * numbers, 0, extent - 1)
+    if np.array_equal(table, clipped):
+        return minimum(i * inner + first, extent - 1)
+    return None
+
+
+def weighted(values: list[Expr], weights: list[Operand]) -> Expr:
+    """The sum of products."""
+    total: Expr | None = None
+    for value, weight in zip(values, weights, strict=True):
+        term = value * weight
+        total = term if total is None else total + term
+    assert total is not None
+    return total

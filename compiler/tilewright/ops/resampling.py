@@ -1,0 +1,131 @@
+"""Tables for resizing along one axis: where each output element lies, and what it weighs there.
+
+Everything here is NumPy on a few numbers per output element; nothing reads the tensor itself.
+
+Source: https://onnx.ai/onnx/operators/onnx__Resize.html
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilewright.ops.common import fail
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis to be resized; `scale` may differ from out / extent, (start, end) is its roi."""
+
+    axis: int
+    extent: int
+    out: int
+    scale: float
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether resizing keeps every element where it is."""
+        whole = (self.start, self.end) == (0.0, 1.0)
+        return self.out == self.extent and math.isclose(self.scale, 1.0) and whole
+
+
+@dataclass(frozen=True)
+class Taps:
+    """For each output element: input positions and weights, (out, taps) both."""
+
+    positions: Array
+    weights: Array
+
+
+def coordinates(a: Axis, mode: str) -> Array:
+    """The position in the input of each output element, between elements in general."""
+    y = np.arange(a.out, dtype=np.float64)
+    width = a.scale * a.extent
+    match mode:
+        case "align_corners":
+            return np.zeros(a.out) if width == 1 else y * (a.extent - 1) / (width - 1)
+        case "asymmetric":
+            return y / a.scale
+        case "tf_crop_and_resize":
+            span = (a.end - a.start) * (a.extent - 1)
+            inner = np.full(a.out, span / 2) if width == 1 else y * span / (width - 1)
+            return np.asarray(inner + a.start * (a.extent - 1))
+        case "pytorch_half_pixel":
+            return np.full(a.out, -0.5) if width == 1 else (y + 0.5) / a.scale - 0.5
+        case "half_pixel":
+            return (y + 0.5) / a.scale - 0.5
+        case "half_pixel_symmetric":
+            offset = a.extent / 2 * (1 - a.out / width)
+            return np.asarray(offset + (y + 0.5) / a.scale - 0.5)
+    raise fail(f"coordinate_transformation_mode {mode!r} is unknown")
+
+
+def extrapolated(a: Axis, mode: str) -> Array | None:
+    """Which output elements lie outside the input, in the mode that asks; None if none do."""
+    if mode != "tf_crop_and_resize":
+        return None
+    x = coordinates(a, mode)
+    outside = (x < 0) | (x > a.extent - 1)
+    return outside if outside.any() else None
+
+
+def nearest(a: Axis, mode: str, nearest_mode: str) -> Array:
+    """The input element nearest to each output element."""
+    x = coordinates(a, mode)
+    base = np.floor(x)
+    rest = x - base
+    match nearest_mode:
+        case "round_prefer_floor":
+            up = rest > 0.5
+        case "round_prefer_ceil":
+            up = rest >= 0.5
+        case "floor":
+            up = np.zeros(a.out, bool)
+        case "ceil":
+            up = rest > 0
+        case _:
+            raise fail(f"nearest_mode {nearest_mode!r} is unknown")
+    return _held(base + up, a.extent)
+
+
+def taps(a: Axis, mode: str, kind: str, coefficient: float, antialias: bool, inside: bool) -> Taps:
+    """The taps of linear or cubic resizing; with `inside`, those outside the input weigh nothing.
+
+    With `antialias`, shrinking widens the kernel to all elements that an output element covers.
+    """
+    x = coordinates(a, mode)
+    shrink = min(a.scale, 1.0) if antialias else 1.0
+    reach = 1.0 if kind == "linear" else 2.0
+    first = math.floor(-reach / shrink) + 1
+    base = np.ceil(x) - 1  # an element that is hit exactly counts as the one on the right
+    positions = base[:, None] + np.arange(first, 2 - first)
+    distance = np.abs(positions - x[:, None]) * shrink
+    weights = _linear(distance) if kind == "linear" else _cubic(distance, coefficient)
+    if inside:
+        weights = np.where((positions < 0) | (positions >= a.extent), 0.0, weights)
+    if inside or antialias:
+        total = weights.sum(axis=1, keepdims=True)
+        weights = weights / np.where(total == 0, 1.0, total)
+    used = np.any(weights != 0, axis=0) if a.out else np.ones(weights.shape[1], bool)
+    return Taps(_held(positions, a.extent)[:, used], weights[:, used])
+
+
+def _linear(distance: Array) -> Array:
+    return np.clip(1 - distance, 0, 1)
+
+
+def _cubic(d: Array, a: float) -> Array:
+    """Keys' kernel: a cubic within one element, another within two."""
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def _held(positions: Array, extent: int) -> Array:
+    return np.clip(positions, 0, extent - 1).astype(np.int64)
