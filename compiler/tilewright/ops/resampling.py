@@ -16,6 +16,9 @@ from tilewright.ops.common import fail
 
 Array = np.ndarray
 
+CROP = "tf_crop_and_resize"
+"""The only mode of coordinates that reads the roi, and that leaves the input."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -36,8 +39,21 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How elements are read between elements: ONNX's attributes, by shorter names."""
+
+    mode: str
+    coordinates: str
+    nearest: str
+    coefficient: float
+    antialias: bool
+    inside: bool
+    extrapolation: float
+
+
+@dataclass(frozen=True)
 class Taps:
-    """For each output element: input positions and weights, (out, taps) both."""
+    """For each tap and output element, the input position and its weight: (taps, out) both."""
 
     positions: Array
     weights: Array
@@ -66,21 +82,21 @@ def coordinates(a: Axis, mode: str) -> Array:
     raise fail(f"coordinate_transformation_mode {mode!r} is unknown")
 
 
-def extrapolated(a: Axis, mode: str) -> Array | None:
+def extrapolated(a: Axis, how: Sampling) -> Array | None:
     """Which output elements lie outside the input, in the mode that asks; None if none do."""
-    if mode != "tf_crop_and_resize":
+    if how.coordinates != CROP:
         return None
-    x = coordinates(a, mode)
+    x = coordinates(a, how.coordinates)
     outside = (x < 0) | (x > a.extent - 1)
     return outside if outside.any() else None
 
 
-def nearest(a: Axis, mode: str, nearest_mode: str) -> Array:
+def nearest(a: Axis, how: Sampling) -> Array:
     """The input element nearest to each output element."""
-    x = coordinates(a, mode)
+    x = coordinates(a, how.coordinates)
     base = np.floor(x)
     rest = x - base
-    match nearest_mode:
+    match how.nearest:
         case "round_prefer_floor":
             up = rest > 0.5
         case "round_prefer_ceil":
@@ -90,34 +106,34 @@ def nearest(a: Axis, mode: str, nearest_mode: str) -> Array:
         case "ceil":
             up = rest > 0
         case _:
-            raise fail(f"nearest_mode {nearest_mode!r} is unknown")
+            raise fail(f"nearest_mode {how.nearest!r} is unknown")
     return _held(base + up, a.extent)
 
 
-def taps(a: Axis, mode: str, kind: str, coefficient: float, antialias: bool, inside: bool) -> Taps:
+def taps(a: Axis, how: Sampling) -> Taps:
     """The taps of linear or cubic resizing; with `inside`, those outside the input weigh nothing.
 
     With `antialias`, shrinking widens the kernel to all elements that an output element covers.
     """
-    x = coordinates(a, mode)
-    shrink = min(a.scale, 1.0) if antialias else 1.0
-    reach = 1.0 if kind == "linear" else 2.0
+    x = coordinates(a, how.coordinates)
+    shrink = min(a.scale, 1.0) if how.antialias else 1.0
+    reach = {"linear": 1.0, "cubic": 2.0}[how.mode]
     first = math.floor(-reach / shrink) + 1
     base = np.ceil(x) - 1  # an element that is hit exactly counts as the one on the right
-    positions = base[:, None] + np.arange(first, 2 - first)
-    distance = np.abs(positions - x[:, None]) * shrink
-    weights = _linear(distance) if kind == "linear" else _cubic(distance, coefficient)
-    if inside:
+    positions = base + np.arange(first, 2 - first)[:, None]
+    distance = np.abs(positions - x) * shrink
+    weights = _linear(distance) if how.mode == "linear" else _cubic(distance, how.coefficient)
+    if how.inside:
         weights = np.where((positions < 0) | (positions >= a.extent), 0.0, weights)
-    if inside or antialias:
-        total = weights.sum(axis=1, keepdims=True)
+    if how.inside or how.antialias:
+        total = weights.sum(axis=0)
         weights = weights / np.where(total == 0, 1.0, total)
-    used = np.any(weights != 0, axis=0) if a.out else np.ones(weights.shape[1], bool)
-    return Taps(_held(positions, a.extent)[:, used], weights[:, used])
+    used = np.any(weights != 0, axis=1)
+    return Taps(_held(positions, a.extent)[used], weights[used])
 
 
 def _linear(distance: Array) -> Array:
-    return np.clip(1 - distance, 0, 1)
+    return np.asarray(np.clip(1 - distance, 0, 1))
 
 
 def _cubic(d: Array, a: float) -> Array:
@@ -128,4 +144,4 @@ def _cubic(d: Array, a: float) -> Array:
 
 
 def _held(positions: Array, extent: int) -> Array:
-    return np.clip(positions, 0, extent - 1).astype(np.int64)
+    return np.asarray(np.clip(positions, 0, extent - 1).astype(np.int64))
