@@ -1,4 +1,5 @@
-"""What property tests draw from: shapes, arrays, programs of tensor expressions, schedules. Every feature joins here."""
+"""What property tests draw from: shapes, arrays, programs of tensor expressions, schedules. Every
+feature joins here."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from tilewright.dtypes import DType
 from tilewright.fusion.inline import topological
 from tilewright.loops.ir import Expr, apply
-from tilewright.loops.show import show_expr
 from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.show import show_expr
 from tilewright.ops import common
 from tilewright.ops.tensor import Compute, Placeholder, Tensor, compute, constant, placeholder
 
@@ -19,10 +20,14 @@ EXTENTS = (2, 3, 5, 7, 4, 6)  # drawn without repetition, so that a mixed-up axi
 
 
 class Program:
-    """A small program: its inputs, its outputs, and arrays for the inputs. (No dataclass: it prints as formulas.)"""
+    """A small program: its inputs, its outputs, and arrays for the inputs. (No dataclass: it
+    prints as formulas.)"""
 
     def __init__(
-        self, inputs: tuple[Placeholder, ...], outputs: tuple[Tensor, ...], arrays: dict[str, np.ndarray]
+        self,
+        inputs: tuple[Placeholder, ...],
+        outputs: tuple[Tensor, ...],
+        arrays: dict[str, np.ndarray],
     ) -> None:
         self.inputs, self.outputs, self.arrays = inputs, outputs, arrays
 
@@ -35,7 +40,11 @@ def _formula(t: Tensor) -> str:
     if not isinstance(t, Compute):
         return type(t).__name__
     body = show_expr(t.body)
-    return f"{t.reduction.op.name} over {t.reduction.axes}: {body}" if t.reduction else f"{t.axes}: {body}"
+    return (
+        f"{t.reduction.op.name} over {t.reduction.axes}: {body}"
+        if t.reduction
+        else f"{t.axes}: {body}"
+    )
 
 
 def shapes(min_rank: int = 1, max_rank: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
@@ -60,14 +69,18 @@ Step = Callable[[st.DrawFn, Tensor, list[Tensor]], Tensor]
 
 
 def _unary(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
-    op = draw(st.sampled_from([ScalarOp.NEG, ScalarOp.ABS, ScalarOp.TANH, ScalarOp.SIGMOID, ScalarOp.EXP]))
+    op = draw(
+        st.sampled_from([ScalarOp.NEG, ScalarOp.ABS, ScalarOp.TANH, ScalarOp.SIGMOID, ScalarOp.EXP])
+    )
     return common.elementwise(lambda v: apply(op, common.minimum(v, 3.0)), t)
 
 
 def _binary(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     fitting = [u for u in pool if u.shape == t.shape] or [t]
     other = draw(st.sampled_from(fitting))
-    op = draw(st.sampled_from([ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL, ScalarOp.MAX, ScalarOp.MIN]))
+    op = draw(
+        st.sampled_from([ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL, ScalarOp.MAX, ScalarOp.MIN])
+    )
     return common.elementwise(lambda a, b: apply(op, a, b), t, other)
 
 
@@ -98,13 +111,17 @@ def _normalize(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     mean = common.elementwise(lambda s: s / n, common.reduce(ScalarOp.ADD, t, [axis], True))
     centred = common.elementwise(lambda a, b: a - b, t, mean)
     square = common.elementwise(lambda a: a * a, centred)
-    variance = common.elementwise(lambda s: s / n, common.reduce(ScalarOp.ADD, square, [axis], True))
+    variance = common.elementwise(
+        lambda s: s / n, common.reduce(ScalarOp.ADD, square, [axis], True)
+    )
     return common.elementwise(lambda a, v: a / apply(ScalarOp.SQRT, v + 0.01), centred, variance)
 
 
 def _transpose(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     perm = draw(st.permutations(range(t.rank)))
-    return common.view(t, [t.shape[p] for p in perm], lambda *i: [i[perm.index(k)] for k in range(t.rank)])
+    return common.view(
+        t, [t.shape[p] for p in perm], lambda *i: [i[perm.index(k)] for k in range(t.rank)]
+    )
 
 
 def _reshape(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
@@ -118,10 +135,14 @@ def _flip_or_slice(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     axis = draw(st.integers(0, t.rank - 1))
     n = t.shape[axis]
     if draw(st.booleans()):
-        return common.view(t, t.shape, lambda *i: [n - 1 - v if k == axis else v for k, v in enumerate(i)])
+        return common.view(
+            t, t.shape, lambda *i: [n - 1 - v if k == axis else v for k, v in enumerate(i)]
+        )
     shape = [max(1, n - 1) if k == axis else m for k, m in enumerate(t.shape)]
     shift = n - shape[axis]
-    return common.view(t, shape, lambda *i: [v + shift if k == axis else v for k, v in enumerate(i)])
+    return common.view(
+        t, shape, lambda *i: [v + shift if k == axis else v for k, v in enumerate(i)]
+    )
 
 
 def _pad(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
@@ -132,7 +153,9 @@ def _pad(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
 
     def element(*i: Expr) -> Expr:
         at = i[axis] - before
-        return common.select(common.inside(at, n), t[[at if k == axis else v for k, v in enumerate(i)]], 0.5)
+        return common.select(
+            common.inside(at, n), t[[at if k == axis else v for k, v in enumerate(i)]], 0.5
+        )
 
     return compute(shape, element)
 
@@ -163,10 +186,20 @@ def _convolution(draw: st.DrawFn, t: Tensor, pool: list[Tensor]) -> Tensor:
     def element(n: Expr, o: Expr, h: Expr, v: Expr, c: Expr, kh: Expr, kw: Expr) -> Expr:
         ih, iw = h * stride + kh - pad, v * stride + kw - pad
         value = x[n, c, ih, iw]
-        guarded = common.select(common.inside(ih, height) & common.inside(iw, width), value, 0.0) if pad else value
+        guarded = (
+            common.select(common.inside(ih, height) & common.inside(iw, width), value, 0.0)
+            if pad
+            else value
+        )
         return guarded * w[o, c, kh, kw]
 
-    return compute((batch, oc, *out), element, reduce=ScalarOp.ADD, over=[channels, size, size], channels_last=True)
+    return compute(
+        (batch, oc, *out),
+        element,
+        reduce=ScalarOp.ADD,
+        over=[channels, size, size],
+        channels_last=True,
+    )
 
 
 STEPS: tuple[Step, ...] = (
@@ -197,8 +230,14 @@ def programs(draw: st.DrawFn, max_steps: int = 6, dtype: DType = DType.F32) -> P
             break
         t = draw(st.sampled_from(STEPS))(draw, t, pool)
         pool.append(t)
-    outputs = (t,) if t not in inputs else (common.elementwise(lambda v: v + 1.0, t),)
+    outputs: tuple[Tensor, ...] = (
+        (t,) if t not in inputs else (common.elementwise(lambda v: v + 1.0, t),)
+    )
     if draw(st.booleans()):
         outputs = (*outputs, *(p for p in pool[-2:-1] if p not in inputs))
     seed = draw(st.integers(0, 999))
-    return Program(inputs, outputs, {p.name: random_array(seed + k, shape, dtype) for k, p in enumerate(inputs)})
+    return Program(
+        inputs,
+        outputs,
+        {p.name: random_array(seed + k, shape, dtype) for k, p in enumerate(inputs)},
+    )

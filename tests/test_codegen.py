@@ -1,4 +1,5 @@
-"""Generated kernels against whole-array evaluation: random programs, every element type, and golden sources."""
+"""Generated kernels against whole-array evaluation: random programs, every element type, and
+golden sources."""
 
 from __future__ import annotations
 
@@ -28,11 +29,15 @@ def plan_of(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], threads: in
 
 def check(program: Program, tolerance: float = 2e-4) -> None:
     plan = plan_of(program.inputs, program.outputs)
-    for got, t in zip(plan.run([program.arrays[i.name] for i in program.inputs]), program.outputs, strict=True):
+    for got, t in zip(
+        plan.run([program.arrays[i.name] for i in program.inputs]), program.outputs, strict=True
+    ):
         want = evaluate(t, program.arrays)
         assert got.shape == want.shape and got.dtype == want.dtype
         scale = max(1.0, float(np.abs(want).max(initial=0)))
-        np.testing.assert_allclose(got.astype(np.float64), want, rtol=tolerance, atol=tolerance * scale)
+        np.testing.assert_allclose(
+            got.astype(np.float64), want, rtol=tolerance, atol=tolerance * scale
+        )
 
 
 @pytest.mark.avx2
@@ -63,14 +68,21 @@ def test_arithmetic_of_every_type(dtype: DType) -> None:
     made = tuple(common.elementwise(lambda a, b, op=op: apply(op, a, b), x, y) for op in ARITHMETIC)
     negative = common.elementwise(lambda a: apply(ScalarOp.ABS, -a) + 3, x)
     compared = common.elementwise(lambda a, b: common.select(a < b, a, b + 1), x, y)
-    arrays = {t.name: random_array(k, t.shape, dtype) * np.array(7).astype(dtype.numpy) for k, t in enumerate((x, y))}
+    arrays = {
+        t.name: random_array(k, t.shape, dtype) * np.array(7).astype(dtype.numpy)
+        for k, t in enumerate((x, y))
+    }
     check(Program((x, y), (*made, negative, compared), arrays), 0.01 if dtype.bits == 16 else 1e-5)
 
 
 @pytest.mark.parametrize("source", NATIVE, ids=lambda d: d.name)
 def test_casts_between_all_types(source: DType) -> None:
     x = placeholder((5, 9), source)
-    outputs = tuple(compute(x.shape, lambda i, j, t=t: common.cast(t, x[i, j])) for t in NATIVE if t is not source)
+    outputs = tuple(
+        compute(x.shape, lambda i, j, t=t: common.cast(t, x[i, j]))
+        for t in NATIVE
+        if t is not source
+    )
     values = random_array(3, x.shape, source)
     if source.is_float:
         values = (np.abs(values) * 40).astype(source.numpy)
@@ -136,7 +148,11 @@ def test_matmul_of_any_size(m: int, n: int, k: int) -> None:
 
 
 def _dense(m: int, k: int, n: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    x, w, b = placeholder((m, k), DType.F32), placeholder((k, n), DType.F32), placeholder((n,), DType.F32)
+    x, w, b = (
+        placeholder((m, k), DType.F32),
+        placeholder((k, n), DType.F32),
+        placeholder((n,), DType.F32),
+    )
     y = compute((m, n), lambda i, j, r: x[i, r] * w[r, j], reduce=ScalarOp.ADD, over=[k])
     return (x, w, b), (common.elementwise(lambda v, c: common.maximum(v + c, 0), y, b),)
 
@@ -145,7 +161,9 @@ def _softmax() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     x = placeholder((50, 60), DType.F32)
     top = common.reduce(ScalarOp.MAX, x, [1], True)
     e = common.elementwise(lambda a, b: apply(ScalarOp.EXP, a - b), x, top)
-    return (x,), (common.elementwise(lambda a, b: a / b, e, common.reduce(ScalarOp.ADD, e, [1], True)),)
+    return (x,), (
+        common.elementwise(lambda a, b: a / b, e, common.reduce(ScalarOp.ADD, e, [1], True)),
+    )
 
 
 def test_softmax_is_one_kernel() -> None:
@@ -163,5 +181,3 @@ def test_kernel_sources_have_no_names_from_outside() -> None:
     plan = plan_of((x,), (y,))
     assert "evil" not in plan.kernels[0].source
     assert plan.run([np.zeros(3, np.float32)])[0].tolist() == [1, 1, 1]
-
-

@@ -1,4 +1,5 @@
-"""Fusion, lowering and schedules keep the meaning of a program: kernels by the interpreter against whole arrays."""
+"""Fusion, lowering and schedules keep the meaning of a program: kernels by the interpreter against
+whole arrays."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def run(kernels: list[tuple[Lowered, Kernel]], program: Program) -> list[np.ndar
 def check(kernels: list[tuple[Lowered, Kernel]], program: Program) -> None:
     for got, t in zip(run(kernels, program), program.outputs, strict=True):
         want = evaluate(t, program.arrays)
-        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(want).max(initial=0))))
+        np.testing.assert_allclose(
+            got, want, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(want).max(initial=0)))
+        )
 
 
 @given(programs(max_steps=4))
@@ -59,7 +62,9 @@ def test_lowering_preserves_meaning(program: Program) -> None:
 
 @given(programs(max_steps=4))
 def test_heuristic_schedules_preserve_meaning(program: Program) -> None:
-    kernels = [(n, verify(choose_schedule(n, SMALL))) for n in lowered_kernels(program, SMALL.lanes)]
+    kernels = [
+        (n, verify(choose_schedule(n, SMALL))) for n in lowered_kernels(program, SMALL.lanes)
+    ]
     for _, k in kernels:
         for d in k.schedule:
             event(f"chosen {type(d).__name__}")

@@ -51,7 +51,7 @@ def test_plain(op: str, direction: str) -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("op", GATES)
 def test_every_operand(op: str, direction: str) -> None:
-    every = {k: True for k in ("bias", "lengths", "initial_h", "initial_c", "peepholes")}
+    every = dict.fromkeys(("bias", "lengths", "initial_h", "initial_c", "peepholes"), True)
     given = operands(op, direction, batch=3, **every)
     check(op, given, results(op), hidden_size=HIDDEN, direction=direction)
 
@@ -77,13 +77,13 @@ FUNCTIONS: list[tuple[list[str], dict[str, Any]]] = [
     (["Relu", "Softsign", "Softplus"], {}),
     (
         ["HardSigmoid", "ScaledTanh", "Affine"],
-        dict(activation_alpha=[0.3, 0.7, 0.5], activation_beta=[0.4, 1.1, 0.2]),
+        {"activation_alpha": [0.3, 0.7, 0.5], "activation_beta": [0.4, 1.1, 0.2]},
     ),
     (
         ["HardSigmoid", "LeakyRelu", "Elu"],
-        dict(activation_alpha=[0.2, 0.1, 0.5], activation_beta=[0.5]),
+        {"activation_alpha": [0.2, 0.1, 0.5], "activation_beta": [0.5]},
     ),
-    (["Sigmoid", "ThresholdedRelu", "Tanh"], dict(activation_alpha=[0.1])),
+    (["Sigmoid", "ThresholdedRelu", "Tanh"], {"activation_alpha": [0.1]}),
 ]
 
 
@@ -96,7 +96,7 @@ def test_activations(names: list[str], parameters: dict[str, Any]) -> None:
 def test_activations_differ_by_direction() -> None:
     given = operands("GRU", "bidirectional", bias=True)
     names = ["Sigmoid", "Tanh", "HardSigmoid", "Relu"]
-    more: dict[str, Any] = dict(activation_alpha=[0.25], activation_beta=[0.5])
+    more: dict[str, Any] = {"activation_alpha": [0.25], "activation_beta": [0.5]}
     check("GRU", given, 2, hidden_size=HIDDEN, direction="bidirectional", activations=names, **more)
 
 

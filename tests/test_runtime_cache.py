@@ -13,9 +13,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from runtime_samples import COUNT, NOTHING, constant, run_python
 
 import tilewright_kernels
+from runtime_samples import COUNT, NOTHING, constant, run_python
 from tilewright.errors import CompileError
 from tilewright.options import Options
 from tilewright.runtime import workers

@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 import pytest
-from runtime_samples import COUNT, NOTHING, SCALE, run_python
 
+from runtime_samples import COUNT, NOTHING, SCALE, run_python
 from tilewright.errors import CompileError
 from tilewright.runtime.loader import LOADER, undefined_symbols
 from tilewright.runtime.objects import compile_kernel, kernel_assembly, kernel_ir

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runtime_samples import COUNT, NOTHING, run_python
 
+from runtime_samples import COUNT, NOTHING, run_python
 from tilewright.options import Options, available_cores
 from tilewright.runtime import pool as pool_module
 from tilewright.runtime.cache import KernelCache

@@ -1,4 +1,5 @@
-"""Element types: one row each. Everything that depends on the type of an element is read from here."""
+"""Element types: one row each. Everything that depends on the type of an element is read from
+here."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from numpy.typing import DTypeLike
 
 
 class DType(Enum):
-    """`name = (ONNX code, NumPy dtype, kind, bits)`; kind is f(loat), i(nt), u(int), b(ool), c(omplex), s(tring)."""
+    """`name = (ONNX code, NumPy dtype, kind, bits)`; kind is f(loat), i(nt), u(int), b(ool),
+    c(omplex), s(tring)."""
 
     F32 = (1, np.dtype(np.float32), "f", 32)
     U8 = (2, np.dtype(np.uint8), "u", 8)
@@ -66,7 +68,8 @@ class DType(Enum):
 
     @property
     def is_native(self) -> bool:
-        """Whether kernels compute on it: the types that the hardware has, and the halves by way of float32."""
+        """Whether kernels compute on it: the types that the hardware has, and the halves by way of
+        float32."""
         return self.kind in "fiub" and self.bits >= 8 and not self.name.startswith("F8")
 
     @property

@@ -1,8 +1,11 @@
 """Loop nests to Numba source for the CPU. Printing is the only thing that happens here.
 
-The text is canonical: parameters, axes, local buffers and lifted numbers are named in order of appearance, and
-integer constants that only say how large or how far apart things are become parameters. Equal text is the same
-kernel; the numbers travel in its argument table: [errors, pointers..., numbers..., first/last task bounds].
+The text is canonical: parameters, axes, local buffers and lifted numbers are named in order of
+appearance, and
+integer constants that only say how large or how far apart things are become parameters. Equal text
+is the same
+kernel; the numbers travel in its argument table: [errors, pointers..., numbers..., first/last task
+bounds].
 """
 
 from __future__ import annotations
@@ -13,7 +16,14 @@ from typing import assert_never
 
 import numpy as np
 
-from tilewright.codegen.spelling import CHECKED, FLOAT_FUNCTIONS, INFIX, INTEGER_FUNCTIONS, SUFFIX, module_of
+from tilewright.codegen.spelling import (
+    CHECKED,
+    FLOAT_FUNCTIONS,
+    INFIX,
+    INTEGER_FUNCTIONS,
+    SUFFIX,
+    module_of,
+)
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, linear
 from tilewright.loops.ir import (
@@ -47,10 +57,13 @@ from tilewright_kernels.cpu.machine import machine
 SUMS = frozenset((ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL))
 QUOTIENTS = frozenset((ScalarOp.FLOORDIV, ScalarOp.MOD))
 
+
 @dataclass(frozen=True)
 class Emitted:
-    """A printed kernel: `numbers` fill its table after the pointers, then come the tasks' `chunk` (iterations of the
-    parallel loops to a task) where `iterations` is not None. `checks` counts the error codes it may report."""
+    """A printed kernel: `numbers` fill its table after the pointers, then come the tasks' `chunk`
+    (iterations of the
+    parallel loops to a task) where `iterations` is not None. `checks` counts the error codes it
+    may report."""
 
     text: str
     numbers: tuple[int, ...]
@@ -78,15 +91,24 @@ class _Emitter:
     def run(self) -> Emitted:
         self.ranges = axis_ranges(self.kernel.body)
         body = self._tasks(self.kernel.body)
-        head = [f"    p{k} = {self._use(SUFFIX[b.dtype])}(args, {k + 1})" for k, b in enumerate(self.kernel.params)]
+        head = [
+            f"    p{k} = {self._use(SUFFIX[b.dtype])}(args, {k + 1})"
+            for k, b in enumerate(self.kernel.params)
+        ]
         first = len(self.kernel.params) + 1
-        head += [f"    n{k} = {self._use('integer')}(args, {first + k})" for k in range(len(self.numbers))]
+        head += [
+            f"    n{k} = {self._use('integer')}(args, {first + k})"
+            for k in range(len(self.numbers))
+        ]
         if self.iterations is not None:
             head.append(f"    chunk = {self._use('integer')}(args, {first + len(self.numbers)})")
         if self.checks:
             head += [f"    errors = {self._use('stack_i64')}(1)", "    errors[0] = 0"]
             body.append(f"{self._use('report')}(errors, {self._use('i64')}(args, 0))")
-        text = "\n".join([*self._imports(), "", "", "def kernel(task, args):", *head, *_indent(body)]) + "\n"
+        text = (
+            "\n".join([*self._imports(), "", "", "def kernel(task, args):", *head, *_indent(body)])
+            + "\n"
+        )
         return Emitted(text, tuple(self.numbers), self.iterations, self.checks)
 
     def _imports(self) -> list[str]:
@@ -129,7 +151,10 @@ class _Emitter:
         names = [self._axis(n.axis) for n in loops]
         if len(loops) == 1:
             return [f"for {names[0]} in {bounds}:", *_indent(self._statement(s))]
-        lines = [f"rest = t // {(last := self._number(extents[-1]))}", f"{names[-1]} = t - rest * {last}"]
+        lines = [
+            f"rest = t // {(last := self._number(extents[-1]))}",
+            f"{names[-1]} = t - rest * {last}",
+        ]
         for name, n in zip(names[-2:0:-1], extents[-2:0:-1], strict=True):
             size = self._number(n)
             lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
@@ -143,7 +168,10 @@ class _Emitter:
         match s:
             case For(axis=axis, extent=extent, body=body):
                 count = self._extent(s, extent)
-                return [f"for {self._axis(axis)} in range({count}):", *_indent(self._statement(body))]
+                return [
+                    f"for {self._axis(axis)} in range({count}):",
+                    *_indent(self._statement(body)),
+                ]
             case If(condition=condition, body=body):
                 return [f"if {self._expr(condition)}:", *_indent(self._statement(body))]
             case Block(stmts=stmts):
@@ -153,13 +181,19 @@ class _Emitter:
                 lines = self._statement(body)
                 if b.shape:
                     kind = "u8" if b.dtype is DType.BOOL else SUFFIX[b.dtype.compute]
-                    lines.insert(0, f"{name} = {self._use(f'stack_{kind}')}({max(1, math.prod(b.shape))})")
+                    lines.insert(
+                        0, f"{name} = {self._use(f'stack_{kind}')}({max(1, math.prod(b.shape))})"
+                    )
                 return lines
             case Store(buffer=b, index=index, value=value):
                 return [self._store(b, index, self._expr(value))]
             case Accumulate(buffer=b, index=index, op=op, value=value):
                 old = self._load(b, index)
-                return [self._store(b, index, self._apply(op, b.dtype.compute, [old, self._expr(value)]))]
+                return [
+                    self._store(
+                        b, index, self._apply(op, b.dtype.compute, [old, self._expr(value)])
+                    )
+                ]
             case Tile():
                 return self._tile(s)
             case _:
@@ -198,7 +232,9 @@ class _Emitter:
                     return f"{self._use('select')}({parts[1]}, {parts[0]}, {parts[2]})"
                 return f"({parts[0]} if {parts[1]} else {parts[2]})"
             case Apply(op=op, args=args):
-                if dtype_of(e) is DType.I64 and (op in SUMS or (op in QUOTIENTS and _is_positive(args[1]))):
+                if dtype_of(e) is DType.I64 and (
+                    op in SUMS or (op in QUOTIENTS and _is_positive(args[1]))
+                ):
                     return self._index(e)
                 return self._apply(op, dtype_of(args[0]).compute, [self._expr(a) for a in args])
             case _:
@@ -234,7 +270,8 @@ class _Emitter:
         return b.name, self._linear(form, b.name)
 
     def _linear(self, form: Linear, owner: str | None) -> str:
-        """A linear form; its coefficients are literals without an owner, lifted numbers with one."""
+        """A linear form; its coefficients are literals without an owner, lifted numbers with
+        one."""
         parts = []
         for atom, c in form.terms:
             text = self._atom(atom)
@@ -246,7 +283,11 @@ class _Emitter:
                 parts.append(f"{text} * {self._number(c, owner, text, str(c))}")
         if form.constant or not parts:
             lifted = owner is not None and form.constant not in (0, 1, -1)
-            parts.append(self._number(form.constant, owner or "", str(form.constant)) if lifted else str(form.constant))
+            parts.append(
+                self._number(form.constant, owner or "", str(form.constant))
+                if lifted
+                else str(form.constant)
+            )
         return " + ".join(parts)
 
     def _atom(self, e: Expr) -> str:
@@ -257,7 +298,8 @@ class _Emitter:
                 sign = "//" if e.op is ScalarOp.FLOORDIV else "%"
                 return f"({self._index(x)} {sign} {int(d)})"
             case Apply(op=ScalarOp.MIN | ScalarOp.MAX, args=(a, b)):
-                return f"{'min' if e.op is ScalarOp.MIN else 'max'}({self._index(a)}, {self._index(b)})"
+                name = "min" if e.op is ScalarOp.MIN else "max"
+                return f"{name}({self._index(a)}, {self._index(b)})"
             case Apply(op=ScalarOp.ADD | ScalarOp.SUB | ScalarOp.MUL):
                 return f"({self._apply(e.op, DType.I64, [self._expr(a) for a in e.args])})"
         return self._expr(e)
@@ -273,7 +315,11 @@ class _Emitter:
         if dtype is DType.BOOL:
             return f"{self._use('to_bool')}({value})"
         if dtype.compute is not dtype:
-            whole = value if source.compute is DType.F32 and source.is_float else f"{self._use('to_f32')}({value})"
+            whole = (
+                value
+                if source.compute is DType.F32 and source.is_float
+                else f"{self._use('to_f32')}({value})"
+            )
             return f"{self._use('to_' + SUFFIX[dtype])}({whole})"
         if source.compute is dtype:
             return value
@@ -289,7 +335,11 @@ class _Emitter:
         narrow = dtype.is_integer and dtype is not DType.I64
         if op in INFIX and not (narrow and op in INTEGER_FUNCTIONS):
             text = f"({args[0]} {INFIX[op]} {args[1]})"
-            return f"{self._use('to_' + SUFFIX[dtype])}{text}" if narrow and op.rule == "same" else text
+            return (
+                f"{self._use('to_' + SUFFIX[dtype])}{text}"
+                if narrow and op.rule == "same"
+                else text
+            )
         match op:
             case ScalarOp.DIV:
                 return f"({args[0]} / {args[1]})"
@@ -311,19 +361,27 @@ class _Emitter:
         kind = SUFFIX[s.acc.dtype]
         height = s.acc.shape[0] if s.rows else 1
         name = f"tile{len(self.locals)}"
-        zeros = f"{name} = {self._use('zeros_' + kind)}({height}, {width // machine().lanes(s.acc.dtype.bits)})"
+        vectors = width // machine().lanes(s.acc.dtype.bits)
+        zeros = f"{name} = {self._use('zeros_' + kind)}({height}, {vectors})"
         lines = self._step(form, name)
         for n in reversed(form.loops):
-            lines = [f"for {self._axis(n.axis)} in range({self._extent(n, n.extent)}):", *_indent(lines)]
+            lines = [
+                f"for {self._axis(n.axis)} in range({self._extent(n, n.extent)}):",
+                *_indent(lines),
+            ]
         return [zeros, *lines, f"{self._use('store')}({name}, {self.locals[s.acc.name]}, {width})"]
+
+    def _base(self, operand: Load, base: Linear) -> str:
+        name = operand.buffer.name
+        return f"{self._use('offset')}({name}, {self._linear(base, name)})"
 
     def _step(self, form: Microtile, name: str) -> list[str]:
         depth = self._extent(form.inner, form.inner.extent) if form.inner else "1"
-        b = f"{self._use('offset')}({form.b.buffer.name}, {self._linear(form.base_b, form.b.buffer.name)})"
-        a = f"{self._use('offset')}({form.a.buffer.name}, {self._linear(form.base_a, form.a.buffer.name)})"
+        b, a = self._base(form.b, form.base_b), self._base(form.a, form.base_a)
         inside = " & ".join(self._expr(g) for g in form.inside)
         if form.window is None:
-            call = f"{name} = {self._use('matmul')}({name}, {a}, {form.row_stride}, {form.depth_stride}, {b}, {depth})"
+            steps = f"{a}, {form.row_stride}, {form.depth_stride}, {b}, {depth}"
+            call = f"{name} = {self._use('matmul')}({name}, {steps})"
             return [f"if {inside}:", *_indent([call])] if inside else [call]
         w = form.window
         start, extent = self._linear(w.start, "index"), self._number(w.extent)
@@ -332,9 +390,12 @@ class _Emitter:
 
 
 def _is_safe(e: Expr) -> bool:
-    """Whether the expression may be evaluated although its value is not wanted: no load, no check."""
+    """Whether the expression may be evaluated although its value is not wanted: no load, no
+    check."""
     unsafe = (ScalarOp.CHECK, ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD)
-    return not any(isinstance(n, Load) or (isinstance(n, Apply) and n.op in unsafe) for n in walk(e))
+    return not any(
+        isinstance(n, Load) or (isinstance(n, Apply) and n.op in unsafe) for n in walk(e)
+    )
 
 
 def _is_positive(e: Expr) -> bool:

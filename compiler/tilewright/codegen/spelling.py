@@ -1,4 +1,5 @@
-"""How the CPU target spells scalar functions and types. A new scalar function adds one entry here."""
+"""How the CPU target spells scalar functions and types. A new scalar function adds one entry
+here."""
 
 from __future__ import annotations
 
@@ -99,7 +100,12 @@ CHECKED = {
 LIBRARY = "tilewright_kernels.cpu"
 _TYPES = tuple(SUFFIX.values())
 _PLACES = {
-    "pointers": ("integer", "offset", *_TYPES, *(f"{v}_{t}" for v in ("stack", "load", "store") for t in _TYPES)),
+    "pointers": (
+        "integer",
+        "offset",
+        *_TYPES,
+        *(f"{v}_{t}" for v in ("stack", "load", "store") for t in _TYPES),
+    ),
     "tile": ("zeros_f32", "zeros_f64", "store"),
     "matmul": ("matmul",),
     "window": ("matmul_window",),

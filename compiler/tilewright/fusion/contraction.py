@@ -1,7 +1,10 @@
-"""Recognising sums of products: matmul, convolution, attention products, whatever operator they came from.
+"""Recognising sums of products: matmul, convolution, attention products, whatever operator they
+came from.
 
-A contraction is a sum over products of two loads. `a` is read element by element and broadcast, `b` by vectors
-along the column axis from packed panels; rows are the output axis of the tile that only `a` follows.
+A contraction is a sum over products of two loads. `a` is read element by element and broadcast,
+`b` by vectors
+along the column axis from packed panels; rows are the output axis of the tile that only `a`
+follows.
 """
 
 from __future__ import annotations
@@ -10,7 +13,17 @@ from dataclasses import dataclass
 
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, linear
-from tilewright.loops.ir import Apply, Cast, Const, Expr, Load, Select, dtype_of, strides_of, variables
+from tilewright.loops.ir import (
+    Apply,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Select,
+    dtype_of,
+    strides_of,
+    variables,
+)
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Constant
 
@@ -44,7 +57,11 @@ class Contraction:
 
 def find_contraction(t: Compute) -> Contraction | None:
     """The contraction that t is, if register tiles can compute it."""
-    if t.reduction is None or t.reduction.op is not ScalarOp.ADD or t.dtype.compute not in (DType.F32, DType.F64):
+    if (
+        t.reduction is None
+        or t.reduction.op is not ScalarOp.ADD
+        or t.dtype.compute not in (DType.F32, DType.F64)
+    ):
         return None
     match t.body:
         case Apply(op=ScalarOp.MUL, args=(x, y)):
@@ -82,8 +99,14 @@ def _conjuncts(e: Expr) -> tuple[Expr, ...]:
 def _arrange(t: Compute, a: Operand, b: Operand) -> Contraction | None:
     assert t.reduction is not None
     extents = dict(zip(t.axes, t.shape, strict=True))
-    columns = max((x for x in t.axes if x in b.axes - a.axes), key=lambda x: extents[x], default=None)
-    if columns is None or extents[columns] < MIN_COLUMNS or b.load.buffer.dtype.compute is not t.dtype.compute:
+    columns = max(
+        (x for x in t.axes if x in b.axes - a.axes), key=lambda x: extents[x], default=None
+    )
+    if (
+        columns is None
+        or extents[columns] < MIN_COLUMNS
+        or b.load.buffer.dtype.compute is not t.dtype.compute
+    ):
         return None
     if dtype_of(a.load) is not t.dtype or t.size * _depth_size(t) < MIN_WORK or _depth_size(t) < 2:
         return None
@@ -119,7 +142,8 @@ def _steps_evenly(t: Compute, a: Operand, rows: str) -> bool:
 
 
 def _depth_order(t: Compute, a: Operand) -> tuple[str, ...] | None:
-    """Summed axes, those in guards outermost, then by falling stride; None if a stride is not fixed."""
+    """Summed axes, those in guards outermost, then by falling stride; None if a stride is not
+    fixed."""
     assert t.reduction is not None
     form = address(t, a.load)
     names = [x for x, _ in t.reduction.axes]

@@ -1,6 +1,8 @@
-"""Which real tensors share a kernel: reductions with the maps that complete them, and everything that works row by row.
+"""Which real tensors share a kernel: reductions with the maps that complete them, and everything
+that works row by row.
 
-Legality (`may_join` returns the reason it may not), gain and application are apart; the reasons are kept.
+Legality (`may_join` returns the reason it may not), gain and application are apart; the reasons
+are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ MIN_ROWS = 4  # fewer rows are too few tasks
 
 @dataclass(eq=False)
 class Group:
-    """Tensors computed by one kernel, in order. `rows` names, for each member, its axes that are the group's rows."""
+    """Tensors computed by one kernel, in order. `rows` names, for each member, its axes that are
+    the group's rows."""
 
     members: list[Compute]
     rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -37,7 +40,9 @@ class Group:
         """The operators inside, in order."""
         if self.nest:
             return self.nest.op or "Nest"
-        return "+".join(dict.fromkeys(o for m in self.members for o in m.op.split("+") if o)) or "Map"
+        return (
+            "+".join(dict.fromkeys(o for m in self.members for o in m.op.split("+") if o)) or "Map"
+        )
 
 
 def form_groups(program: Program) -> list[Group]:
@@ -70,7 +75,9 @@ class _Grouper:
             self.group_of[t.name] = found
 
     def _add(self, t: Compute) -> None:
-        candidates = {id(g): g for s in sources(t) if (g := self.group_of.get(s.name)) and not g.nest}
+        candidates = {
+            id(g): g for s in sources(t) if (g := self.group_of.get(s.name)) and not g.nest
+        }
         for g in reversed(candidates.values()):
             rows, why = self._may_join(t, g)
             if why is None:
@@ -78,7 +85,9 @@ class _Grouper:
                 g.rows[t.name] = rows
                 self._place(g, t)
                 return
-            self.program.decisions.append(f"{label(t)} does not share a kernel with {g.label}: {why}")
+            self.program.decisions.append(
+                f"{label(t)} does not share a kernel with {g.label}: {why}"
+            )
         self._place(_alone(t, self.program.contractions.get(t.name)), t)
 
     def _place(self, g: Group, t: Tensor) -> None:
@@ -108,15 +117,20 @@ class _Grouper:
         rows = self._align(t, g)
         if rows is None:
             return (), "it reads the producer across rows"
-        if t.reduction is not None and {a for a, n in zip(t.axes, t.shape, strict=True) if n > 1} != set(rows):
+        if t.reduction is not None and {
+            a for a, n in zip(t.axes, t.shape, strict=True) if n > 1
+        } != set(rows):
             return (), "it reduces over other axes"
-        count = int(np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64))
+        count = int(
+            np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64)
+        )
         if count < MIN_ROWS and _work(t) > MAX_SERIAL_WORK:
             return (), f"{count} rows are too few tasks for {_work(t)} elements"
         return rows, None
 
     def _may_complete(self, t: Compute, g: Group) -> tuple[tuple[str, ...], str | None]:
-        """A contraction takes one more map: the one that reads it in place and is its only reader."""
+        """A contraction takes one more map: the one that reads it in place and is its only
+        reader."""
         root = g.members[0]
         if len(g.members) > 1 or t.reduction is not None:
             return (), "the matmul or convolution already has its epilogue"
@@ -127,7 +141,8 @@ class _Grouper:
         return t.axes, None
 
     def _align(self, t: Compute, g: Group) -> tuple[str, ...] | None:
-        """The axes of t along which it walks the rows of g, if every read of g's members agrees on them."""
+        """The axes of t along which it walks the rows of g, if every read of g's members agrees on
+        them."""
         found: tuple[str, ...] | None = None
         extents = dict(zip(t.axes, t.shape, strict=True))
         for n in walk(t.body):

@@ -1,6 +1,8 @@
-"""Which producers are computed inside their consumers. Each edge is decided on its own, and the reason is kept.
+"""Which producers are computed inside their consumers. Each edge is decided on its own, and the
+reason is kept.
 
-Afterwards only *real* tensors are left: those that some kernel stores. A producer that one consumer inlines and
+Afterwards only *real* tensors are left: those that some kernel stores. A producer that one
+consumer inlines and
 another does not is both.
 """
 
@@ -13,7 +15,20 @@ import numpy as np
 
 from tilewright.fusion.contraction import Contraction, find_contraction
 from tilewright.loops.affine import simplify_loads
-from tilewright.loops.ir import Apply, Expr, Load, Select, Var, children, dtype_of, rewrite, substitute, variables, walk
+from tilewright.loops.ir import (
+    Apply,
+    Expr,
+    Load,
+    Node,
+    Select,
+    Var,
+    children,
+    dtype_of,
+    rewrite,
+    substitute,
+    variables,
+    walk,
+)
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, NestOutput, Placeholder, Tensor, sources
 
@@ -22,7 +37,10 @@ CHEAP = 3  # arithmetic that is sooner done again than loaded
 CHECKS = frozenset((ScalarOp.CHECK, ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD))
 EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
-    for n in "EXP LOG SIN COS TAN ASIN ACOS ATAN SINH COSH TANH ASINH ACOSH ATANH ERF SIGMOID LOG1P EXPM1 POW".split()
+    for n in (
+        "EXP LOG SIN COS TAN ASIN ACOS ATAN SINH COSH TANH ASINH ACOSH ATANH ERF SIGMOID LOG1P"
+        " EXPM1 POW"
+    ).split()
 )
 
 
@@ -36,12 +54,16 @@ class Program:
     consumers: dict[str, list[Tensor]]
     contractions: dict[str, Contraction]
     decisions: list[str] = field(default_factory=list)
-    checked: dict[str, tuple[str, ...]] = field(default_factory=dict)  # nodes whose checks a tensor's body makes
+    checked: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # nodes whose checks a tensor's body makes
 
 
 def ranges_of(t: Compute) -> dict[str, tuple[float, float]]:
     """The range of every axis of a compute."""
-    extents = list(zip(t.axes, t.shape, strict=True)) + list(t.reduction.axes if t.reduction else ())
+    extents = list(zip(t.axes, t.shape, strict=True)) + list(
+        t.reduction.axes if t.reduction else ()
+    )
     return {a: (0.0, float(n) - 1) for a, n in extents}
 
 
@@ -95,10 +117,15 @@ class _Inliner:
         return Program(self.inputs, outputs, order, consumers, live, self.decisions, self.checked)
 
     def _views_that_take_math(self) -> set[str]:
-        """Views whose readers can compute as they read: not those that end in a tile or in a hand-written nest."""
+        """Views whose readers can compute as they read: not those that end in a tile or in a
+        hand-written nest."""
         good: set[str] = set()
         for t in reversed(self.order):
-            if isinstance(t, Compute) and is_view(t) and all(self._takes_math(c, good) for c in self.consumers[t.name]):
+            if (
+                isinstance(t, Compute)
+                and is_view(t)
+                and all(self._takes_math(c, good) for c in self.consumers[t.name])
+            ):
                 good.add(t.name)
         return good
 
@@ -111,7 +138,8 @@ class _Inliner:
         return self._lay_out(self._inline_into(t))
 
     def _lay_out(self, t: Compute) -> Compute:
-        """t with channels innermost in memory, where it asks for that or follows a tensor that has it.
+        """t with channels innermost in memory, where it asks for that or follows a tensor that has
+        it.
 
         The results of a model have C order, whatever comes before them.
         """
@@ -120,7 +148,11 @@ class _Inliner:
         return replace(t, strides=channels_last_strides(t.shape))
 
     def _follows(self, t: Compute) -> bool:
-        loads = [n for n in walk(t.body) if isinstance(n, Load) and len(n.index) == t.rank and n.buffer.strides]
+        loads = [
+            n
+            for n in walk(t.body)
+            if isinstance(n, Load) and len(n.index) == t.rank and n.buffer.strides
+        ]
         return any(
             n.buffer.strides == channels_last_strides(n.buffer.shape)
             and all(variables(i) <= {a} for i, a in zip(n.index, t.axes, strict=True))
@@ -137,7 +169,7 @@ class _Inliner:
         return self._apply(t, chosen)
 
     def _visit_contraction(self, t: Compute, contraction: Contraction, chosen: set[str]) -> Compute:
-        views = set()
+        views: set[str] = set()
         for n in chosen:
             p = self.done[n]
             if isinstance(p, Compute) and p.reduction is None and is_view(p):
@@ -181,7 +213,10 @@ class _Inliner:
 
     def _is_epilogue(self, p: Compute) -> bool:
         return any(
-            isinstance(s, Compute) and s.reduction is not None and self._sole_reader(s, p) and reads_in_place(p, s)
+            isinstance(s, Compute)
+            and s.reduction is not None
+            and self._sole_reader(s, p)
+            and reads_in_place(p, s)
             for s in sources(p)
         )
 
@@ -195,13 +230,18 @@ class _Inliner:
             total = 0.0
             for c in self.consumers[p.name]:
                 if isinstance(c, Compute):
-                    domain = c.size * float(np.prod([n for _, n in c.reduction.axes])) if c.reduction else c.size
+                    domain = (
+                        c.size * float(np.prod([n for _, n in c.reduction.axes]))
+                        if c.reduction
+                        else c.size
+                    )
                     total += domain * _loads(c.body, p.name)
             self.evaluations[p.name] = total / max(p.size, 1)
         return self.evaluations[p.name]
 
     def _apply(self, t: Compute, chosen: set[str]) -> Compute:
-        """t with the chosen producers' bodies in place of their loads, and other producers in their final form."""
+        """t with the chosen producers' bodies in place of their loads, and other producers in
+        their final form."""
         memo: dict[tuple[str, tuple[Expr, ...]], Expr] = {}
 
         def rule(n: object) -> Expr | None:
@@ -215,7 +255,7 @@ class _Inliner:
                 memo[key] = substitute(p.body, dict(zip(p.axes, n.index, strict=True)))  # type: ignore[assignment]
             return memo[key]
 
-        body = rewrite(t.body, rule)  # type: ignore[arg-type]
+        body: Expr = rewrite(t.body, rule)  # type: ignore[arg-type,assignment]
         if body is t.body:
             return t
         inlined = [p for n in sorted(chosen) if isinstance(p := self.done[n], Compute)]
@@ -240,7 +280,13 @@ def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def label(t: Tensor) -> str:
     """A tensor in messages: its operator and shape."""
-    name = t.op if isinstance(t, Compute) else t.nest[0].op if isinstance(t, NestOutput) else type(t).__name__
+    name = (
+        t.op
+        if isinstance(t, Compute)
+        else t.nest[0].op
+        if isinstance(t, NestOutput)
+        else type(t).__name__
+    )
     return f"{name or 'value'}[{'x'.join(map(str, t.shape))}]"
 
 
@@ -268,15 +314,15 @@ def _same_place(index: tuple[Expr, ...], here: tuple[Var, ...], shape: tuple[int
 
 
 def _loads(body: Expr, name: str) -> int:
-    return sum(isinstance(n, Load) and n.buffer.name == name for n in walk(body))
+    return sum(1 for n in walk(body) if isinstance(n, Load) and n.buffer.name == name)
 
 
-def count_nodes(e: Expr) -> int:
+def count_nodes(e: Node) -> int:
     """Nodes of an expression when printed in full."""
-    return 1 + sum(count_nodes(c) for c in children(e))  # type: ignore[arg-type]
+    return 1 + sum(map(count_nodes, children(e)))
 
 
-def cost(e: Expr) -> int:
+def cost(e: Node) -> int:
     """Rough work of one evaluation, in additions."""
     own = 0
     match e:
@@ -286,4 +332,4 @@ def cost(e: Expr) -> int:
             own = 10 if op in EXPENSIVE else 4 if op in (ScalarOp.DIV, ScalarOp.SQRT) else 1
         case Select():
             own = 1
-    return own + sum(cost(c) for c in children(e))  # type: ignore[arg-type]
+    return own + sum(map(cost, children(e)))

@@ -1,6 +1,7 @@
 """Half-precision values, computed on and kept as float32 between kernels.
 
-float16 and bfloat16 appear where the model shows them: at its inputs, constants and outputs, and in casts, which
+float16 and bfloat16 appear where the model shows them: at its inputs, constants and outputs, and
+in casts, which
 round. In between, results keep the precision they were computed in.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.fusion.groups import Group
 from tilewright.fusion.inline import Program
@@ -18,7 +18,6 @@ from tilewright.loops.ir import (
     For,
     Kernel,
     Load,
-    Select,
     Space,
     Stmt,
     Store,
@@ -31,7 +30,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import axis_ranges
 from tilewright.loops.scalars import identity
-from tilewright.ops.tensor import Compute, NestOutput, Tensor, sources
+from tilewright.ops.tensor import Compute, Tensor
 
 LOCAL_BYTES = 1 << 16  # the largest row kept in a task's scratch; longer ones go through memory
 
@@ -79,10 +78,13 @@ class _Lowering:
             self._place(m)
 
     def _place(self, m: Compute) -> None:
-        """Give a member that nobody outside reads a local buffer, or memory after all if a row is too long."""
+        """Give a member that nobody outside reads a local buffer, or memory after all if a row is
+        too long."""
         if m in self.stored:
             return
-        inner = tuple(n for a, n in zip(m.axes, m.shape, strict=True) if a not in self.group.rows[m.name])
+        inner = tuple(
+            n for a, n in zip(m.axes, m.shape, strict=True) if a not in self.group.rows[m.name]
+        )
         size = m.dtype.itemsize
         for n in inner:
             size *= n
@@ -92,7 +94,8 @@ class _Lowering:
             self.locals[m.name] = Buffer(m.name, m.dtype, inner, space=Space.LOCAL)
 
     def _row_axes(self) -> list[tuple[str, int]]:
-        """Names and extents of the row loops, in the order in which the main result lies in memory."""
+        """Names and extents of the row loops, in the order in which the main result lies in
+        memory."""
         main = self.group.members[-1]
         rows = self.group.rows[main.name]
         if not any(m.reduction for m in self.group.members):
@@ -101,7 +104,9 @@ class _Lowering:
         extents = dict(zip(main.axes, main.shape, strict=True))
         strides = dict(zip(main.axes, strides_of(main), strict=True))
         last = self._tile_positions()
-        order = sorted(range(len(rows)), key=lambda k: (last.index(k) if k in last else -1, -strides[rows[k]]))
+        order = sorted(
+            range(len(rows)), key=lambda k: (last.index(k) if k in last else -1, -strides[rows[k]])
+        )
         self.positions = order
         return [(f"row{k}", extents[rows[k]]) for k in order]
 
@@ -127,7 +132,10 @@ class _Lowering:
     def _member(self, m: Compute) -> Stmt:
         """The statement that computes one member within a row."""
         names = {a: Var(f"row{k}") for k, a in enumerate(self.group.rows[m.name])}
-        env: dict[str, Expr] = {a: names.get(a, index_const(0) if n == 1 else Var(a)) for a, n in zip(m.axes, m.shape, strict=True)}
+        env: dict[str, Expr] = {
+            a: names.get(a, index_const(0) if n == 1 else Var(a))
+            for a, n in zip(m.axes, m.shape, strict=True)
+        }
         body = substitute(m.body, env)
         inner = [(a, n) for a, n in zip(m.axes, m.shape, strict=True) if a not in names and n != 1]
         target, index = self._target(m, env)
@@ -153,7 +161,11 @@ class _Lowering:
         def rule(n: object) -> Expr | None:
             if isinstance(n, Load) and n.buffer.name in self.locals:
                 m = members[n.buffer.name]
-                kept = tuple(i for i, a in zip(n.index, m.axes, strict=True) if a not in self.group.rows[m.name])
+                kept = tuple(
+                    i
+                    for i, a in zip(n.index, m.axes, strict=True)
+                    if a not in self.group.rows[m.name]
+                )
                 return Load(self.locals[m.name], kept)
             return None
 
@@ -194,13 +206,8 @@ def _reduction_order(m: Compute) -> list[str]:
 def _canonical(n: object, ranges: dict[str, tuple[float, float]]) -> Stmt | None:
     if isinstance(n, (Store, Accumulate)):
         value = simplify_loads(n.value, ranges)
-        return n if value is n.value else type(n)(**{**_fields(n), "value": value})
+        return n if value is n.value else replace(n, value=value)
     return None
-
-
-def _fields(n: Store | Accumulate) -> dict[str, object]:
-    names = ("buffer", "index", "value") if isinstance(n, Store) else ("buffer", "index", "op", "value")
-    return {k: getattr(n, k) for k in names}
 
 
 def _lower_nest(group: Group) -> Lowered:
@@ -236,5 +243,3 @@ def finish(body: Stmt, stored: Sequence[Tensor], group: Group) -> Lowered:
         outputs=frozenset(buffers[t.name].name for t in stored),
     )
     return Lowered(kernel, tuple(params), group)
-
-

@@ -13,7 +13,18 @@ import numpy as np
 from tilewright.fusion.contraction import Contraction, Operand, address
 from tilewright.fusion.inline import Program, ranges_of
 from tilewright.loops.affine import Linear, linear, simplify_loads
-from tilewright.loops.ir import Apply, Cast, Const, Expr, Load, Select, Var, dtype_of, substitute, variables
+from tilewright.loops.ir import (
+    Apply,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Select,
+    Var,
+    dtype_of,
+    substitute,
+    variables,
+)
 from tilewright.loops.locate import offset
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast
@@ -27,7 +38,9 @@ class PackedWeights:
     """Packed constants by what they were packed from and how; shared by all plans of a model."""
 
     def __init__(self) -> None:
-        self._packed: dict[PackKey, tuple[np.ndarray, np.ndarray]] = {}  # the source stays alive with its copy
+        self._packed: dict[
+            PackKey, tuple[np.ndarray, np.ndarray]
+        ] = {}  # the source stays alive with its copy
 
     def get(self, packed: Compute) -> np.ndarray:
         """The elements of `packed`, a map of one constant."""
@@ -44,7 +57,8 @@ class PackedWeights:
 
 
 def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWeights) -> Program:
-    """The program with every contraction reading panels. `lanes`: vector length by bits of an element."""
+    """The program with every contraction reading panels. `lanes`: vector length by bits of an
+    element."""
     order: list[Tensor] = []
     done: dict[str, Tensor] = {}
     for t in program.order:
@@ -52,7 +66,9 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
         if isinstance(t, Compute) and contraction is not None:
             t, contraction = _merge_depth(t, contraction)
             packed = _panels(t, contraction, lanes[t.dtype.bits])
-            stored: Tensor = constant(weights.get(packed), packed.dtype) if _is_constant(packed) else packed
+            stored: Tensor = (
+                constant(weights.get(packed), packed.dtype) if _is_constant(packed) else packed
+            )
             t, program.contractions[t.name] = _read_panels(t, contraction, stored)
             order.append(stored)
             program.consumers[stored.name] = [t]
@@ -74,22 +90,31 @@ def _merge_depth(t: Compute, c: Contraction) -> tuple[Compute, Contraction]:
     """Summed axes that `a` steps through as through one become one."""
     assert t.reduction is not None
     depth, extents = list(c.depth), dict(t.reduction.axes)
-    guarded: frozenset[str] = frozenset().union(*(variables(g) for g in c.a.guards)) if c.a.guards else frozenset()
+    guarded: frozenset[str] = (
+        frozenset().union(*(variables(g) for g in c.a.guards)) if c.a.guards else frozenset()
+    )
     body, load = t.body, c.a.load
     for k in range(len(depth) - 2, -1, -1):
         outer, inner = depth[k], depth[k + 1]
-        form = address(replace(t, body=body, reduction=Reduction(ScalarOp.ADD, tuple(extents.items()))), load)
+        form = address(
+            replace(t, body=body, reduction=Reduction(ScalarOp.ADD, tuple(extents.items()))), load
+        )
         n = extents[inner]
         if {outer, inner} & guarded or form.coefficient(outer) != form.coefficient(inner) * n:
             continue
         env: dict[str, Expr] = {outer: Var(inner) // n, inner: Var(inner) % n}
         extents[inner] = extents.pop(outer) * n
-        ranges = {a: (0.0, float(e) - 1) for a, e in [*zip(t.axes, t.shape, strict=True), *extents.items()]}
+        ranges = {
+            a: (0.0, float(e) - 1)
+            for a, e in [*zip(t.axes, t.shape, strict=True), *extents.items()]
+        }
         body = simplify_loads(substitute(body, env), ranges)  # type: ignore[arg-type]
         load = substitute(load, env)  # type: ignore[assignment]
         c = replace(c, a=Operand(load, c.a.guards), b=_substituted(c.b, env))
         depth.pop(k)
-    merged = replace(t, body=body, reduction=Reduction(ScalarOp.ADD, tuple((a, extents[a]) for a in depth)))
+    merged = replace(
+        t, body=body, reduction=Reduction(ScalarOp.ADD, tuple((a, extents[a]) for a in depth))
+    )
     return merged, replace(c, depth=tuple(depth))
 
 
@@ -111,11 +136,18 @@ def _panels(t: Compute, c: Contraction, lanes: int) -> Compute:
     extents = dict(t.reduction.axes)
     batch = _batch(t, c)
     width, columns = _panel_width(sizes[c.columns], lanes), sizes[c.columns]
-    shape = (*(sizes[a] for a in batch), -(-columns // width), *(extents[d] for d in c.depth), width)
+    shape = (
+        *(sizes[a] for a in batch),
+        -(-columns // width),
+        *(extents[d] for d in c.depth),
+        width,
+    )
 
     def element(*i: Expr) -> Expr:
         column = i[len(batch)] * width + i[-1]
-        env = dict(zip((*batch, *c.depth), (*i[: len(batch)], *i[len(batch) + 1 : -1]), strict=True))
+        env = dict(
+            zip((*batch, *c.depth), (*i[: len(batch)], *i[len(batch) + 1 : -1]), strict=True)
+        )
         o = _substituted(c.b, {**env, c.columns: column})
         guards = [*o.guards, *([column < columns] if columns % width else [])]
         value = cast(t.dtype, o.load)
@@ -137,7 +169,12 @@ def _batch(t: Compute, c: Contraction) -> list[str]:
 def _read_panels(t: Compute, c: Contraction, stored: Tensor) -> tuple[Compute, Contraction]:
     width = stored.shape[-1]
     column = Var(c.columns)
-    index = (*(Var(a) for a in _batch(t, c)), column // width, *(Var(d) for d in c.depth), column % width)
+    index: tuple[Expr, ...] = (
+        *(Var(a) for a in _batch(t, c)),
+        column // width,
+        *(Var(d) for d in c.depth),
+        column % width,
+    )
     b = Load(stored, index)
     a: Expr = c.a.load
     for g in reversed(c.a.guards):
@@ -168,7 +205,8 @@ def _loads(e: Expr) -> list[Load]:
 
 
 def _materialize(packed: Compute, source: Constant) -> np.ndarray:
-    """The packed array: by strided copies where the panels are that regular, element by element otherwise."""
+    """The packed array: by strided copies where the panels are that regular, element by element
+    otherwise."""
     load = _loads(packed.body)[0]
     form = offset(source, load.index, ranges_of(packed))
     tail = _tail_only(packed)
@@ -184,12 +222,15 @@ def _materialize(packed: Compute, source: Constant) -> np.ndarray:
     if columns % width:
         last = [slice(None)] * packed.rank
         last[panel_axis], last[-1] = slice(whole, whole + 1), slice(0, columns % width)
-        _copy(out[tuple(last)], flat, form, packed, whole * form.coefficient(packed.axes[panel_axis]))
+        _copy(
+            out[tuple(last)], flat, form, packed, whole * form.coefficient(packed.axes[panel_axis])
+        )
     return out
 
 
 def _tail_only(packed: Compute) -> tuple[int, int] | None:
-    """The panel axis and number of columns, if nothing but the tail of the last panel is guarded."""
+    """The panel axis and number of columns, if nothing but the tail of the last panel is
+    guarded."""
     width, lane = packed.shape[-1], packed.axes[-1]
     match packed.body:
         case Select(condition=Apply(op=ScalarOp.LT, args=(left, Const(value=columns)))):

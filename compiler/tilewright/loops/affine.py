@@ -1,6 +1,8 @@
-"""Index arithmetic: linear forms, ranges, and the simplifications that make merged and split dimensions vanish.
+"""Index arithmetic: linear forms, ranges, and the simplifications that make merged and split
+dimensions vanish.
 
-A linear form is sum(coefficient * atom) + constant. Atoms are axes, or whatever else is no sum: a quotient, a
+A linear form is sum(coefficient * atom) + constant. Atoms are axes, or whatever else is no sum: a
+quotient, a
 remainder, a minimum, an index that comes from data.
 """
 
@@ -9,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tilewright.loops.ir import Apply, Const, Expr, Load, Select, Var, index_const, rewrite, variables
+from tilewright.loops.ir import (
+    Apply,
+    Const,
+    Expr,
+    Load,
+    Select,
+    Var,
+    index_const,
+    rewrite,
+    variables,
+)
 from tilewright.loops.scalars import ScalarOp
 
 Range = tuple[float, float]
@@ -50,8 +62,10 @@ def _combine(a: Linear, b: Linear, scale: int = 1) -> Linear:
 def _rejoin(terms: dict[Expr, int], constant: int) -> Linear:
     """(x // d) * (d * s) + (x % d) * s = x * s."""
     for atom, c in list(terms.items()):
-        if isinstance(atom, Apply) and atom.op is ScalarOp.MOD and isinstance(atom.args[1], Const):
+        if isinstance(atom, Apply) and atom.op is ScalarOp.MOD:
             x, d = atom.args
+            if not isinstance(d, Const):
+                continue
             quotient = Apply(ScalarOp.FLOORDIV, (x, d))
             if terms.get(quotient) == c * int(d.value):
                 del terms[atom], terms[quotient]
@@ -94,7 +108,9 @@ def _simplify_inside(e: Expr, ranges: Ranges) -> Expr:
     """An atom with simplified operands."""
     match e:
         case Apply(op=op, args=args) if op not in (ScalarOp.LT, ScalarOp.LE):
-            return Apply(op, tuple(simplify_index(a, ranges) for a in args)) if op in _INDEX_OPS else e
+            return (
+                Apply(op, tuple(simplify_index(a, ranges) for a in args)) if op in _INDEX_OPS else e
+            )
         case Load(buffer=b, index=index):
             return Load(b, tuple(simplify_index(i, ranges) for i in index))
     return e
@@ -186,7 +202,7 @@ def interval(e: Expr, ranges: Ranges) -> Range:
             return low // float(d), high // float(d)
         case Apply(op=ScalarOp.MOD, args=(a, Const(value=d))):
             low, high = interval(a, ranges)
-            return (low, high) if 0 <= low and high < d else (0.0, float(d) - 1)
+            return (low, high) if low >= 0 and high < d else (0.0, float(d) - 1)
         case Apply(op=ScalarOp.MIN, args=(a, b)):
             x, y = interval(a, ranges), interval(b, ranges)
             together = linear_range(_combine(linear(a, ranges), linear(b, ranges)), ranges)
@@ -209,7 +225,7 @@ def _product_range(e: Apply, ranges: Ranges) -> Range:
     if e.op is not ScalarOp.MUL:
         return UNKNOWN
     x, y = interval(e.args[0], ranges), interval(e.args[1], ranges)
-    products = [p * q for p in x for q in y if not (p * q != p * q)]
+    products = [p * q for p in x for q in y if p * q == p * q]
     return (min(products), max(products)) if len(products) == 4 else UNKNOWN
 
 

@@ -1,4 +1,5 @@
-"""The slow, obvious meaning of the loop IR. Every pass and every generated kernel is tested against it."""
+"""The slow, obvious meaning of the loop IR. Every pass and every generated kernel is tested
+against it."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def run_statement(s: Stmt, axes: Axes, arrays: Arrays) -> None:
 
 
 def poisoned(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
-    """Memory in which a value that was never stored shows: NaN, or a bit pattern of alternating bits."""
+    """Memory in which a value that was never stored shows: NaN, or a bit pattern of alternating
+    bits."""
     if dtype is DType.BOOL:
         return np.ones(shape, np.bool_)
     if dtype is DType.STRING:
@@ -110,8 +112,14 @@ def _value(e: Expr, axes: Axes, arrays: Arrays) -> Any:
 def apply_scalar(op: ScalarOp, dtype: DType, values: list[Any]) -> Any:
     """op on values (scalars or arrays) of the given type, with its checks."""
     if op is ScalarOp.CHECK and np.any((values[0] < 0) | (values[0] >= values[1])):
-        raise ExecutionError(f"index {np.asarray(values[0]).ravel()[:1]} is out of range for extent {values[1]}")
-    if op in (ScalarOp.DIV, ScalarOp.MOD, ScalarOp.REM) and dtype.is_integer and np.any(values[1] == 0):
+        raise ExecutionError(
+            f"index {np.asarray(values[0]).ravel()[:1]} is out of range for extent {values[1]}"
+        )
+    if (
+        op in (ScalarOp.DIV, ScalarOp.MOD, ScalarOp.REM)
+        and dtype.is_integer
+        and np.any(values[1] == 0)
+    ):
         raise ExecutionError("integer division by zero")
     result = op.meaning(*values)
     wanted = DType.BOOL if op.rule == "bool" else dtype.compute
@@ -119,7 +127,8 @@ def apply_scalar(op: ScalarOp, dtype: DType, values: list[Any]) -> Any:
 
 
 def convert(value: Any, source: DType, target: DType) -> Any:
-    """A scalar or array converted as Cast does: floats to integers truncate and saturate, halves round."""
+    """A scalar or array converted as Cast does: floats to integers truncate and saturate, halves
+    round."""
     if target is DType.BOOL:
         return np.asarray(value != 0)[()]
     if source.is_float and target.is_integer:
@@ -131,7 +140,9 @@ def convert(value: Any, source: DType, target: DType) -> Any:
 
 def _float_to_int(value: Any, target: DType) -> Any:
     limits = np.iinfo(target.numpy)
-    wide = np.trunc(np.nan_to_num(np.asarray(value, np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf))
+    wide = np.trunc(
+        np.nan_to_num(np.asarray(value, np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
+    )
     low, high = wide <= limits.min, wide >= limits.max
     safe = np.where(low | high, 0, wide).astype(target.numpy)
     return np.where(high, limits.max, np.where(low, limits.min, safe)).astype(target.numpy)[()]

@@ -1,11 +1,14 @@
 """The loop IR: the whole grammar on one page.
 
-    expr   = Const | Var | Load(buffer, index) | Apply(op, args) | Cast(dtype, arg) | Select(cond, then, otherwise)
+    expr   = Const | Var | Load(buffer, index) | Apply(op, args) | Cast(dtype, arg) | Select(cond,
+    then, otherwise)
     stmt   = Store | Accumulate | For | If | Block | Alloc | Tile
     kernel = Kernel(name, params, body)
 
-Nodes are frozen: a pass returns a new tree, or the *same* tree when nothing changed. Indices are int64
-expressions, one to a dimension of the buffer. Select evaluates only the chosen side, so it may guard a load.
+Nodes are frozen: a pass returns a new tree, or the *same* tree when nothing changed. Indices are
+int64
+expressions, one to a dimension of the buffer. Select evaluates only the chosen side, so it may
+guard a load.
 """
 
 from __future__ import annotations
@@ -203,7 +206,8 @@ class Alloc:
 class Tile:
     """Fills `acc` ([rows, columns], local) with a sum of products on register tiles.
 
-    The meaning is `meaning`: plain loops. `rows` and `columns` are the axes of the tile, `depth` those that are
+    The meaning is `meaning`: plain loops. `rows` and `columns` are the axes of the tile, `depth`
+    those that are
     summed over, outermost first; the last one is the inner loop of the micro-kernel.
     """
 
@@ -219,7 +223,8 @@ Stmt = Store | Accumulate | For | If | Block | Alloc | Tile
 
 @dataclass(frozen=True)
 class Kernel:
-    """One loop nest. `params` are its global buffers, inputs first; `checks` name what a CHECK or DIV may report."""
+    """One loop nest. `params` are its global buffers, inputs first; `checks` name what a CHECK or
+    DIV may report."""
 
     name: str
     params: tuple[Buffer, ...]
@@ -319,7 +324,8 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def rewrite(node: Node, rule: Callable[[Node], Node | None]) -> Node:
-    """Bottom-up: rebuild what is below, then offer the node to `rule`; None keeps it. Shared nodes stay shared."""
+    """Bottom-up: rebuild what is below, then offer the node to `rule`; None keeps it. Shared nodes
+    stay shared."""
     memo: dict[int, Node] = {}
     kept: list[Node] = []  # ids stay valid while the nodes live
 
@@ -376,5 +382,3 @@ def substitute(node: Node, env: dict[str, Expr]) -> Node:
 def variables(node: Node) -> frozenset[str]:
     """The names of all axes read in the node."""
     return frozenset(n.name for n in walk(node) if isinstance(n, Var))
-
-

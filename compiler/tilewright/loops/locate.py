@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tilewright.loops.affine import Linear, Range, interval, linear
-from tilewright.loops.ir import Accumulate, Alloc, Buffer, Expr, For, Kernel, Load, Node, Stmt, Store, index_const, strides_of, walk
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Buffer,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    Node,
+    Stmt,
+    Store,
+    index_const,
+    strides_of,
+    walk,
+)
 
 
 def axis_ranges(node: Node) -> dict[str, Range]:

@@ -1,4 +1,5 @@
-"""How a tile steps through memory: what the emitter must know to print a Tile as one call per depth step."""
+"""How a tile steps through memory: what the emitter must know to print a Tile as one call per
+depth step."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tilewright.loops.scalars import ScalarOp
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that may lie outside: row r reads column `start + r * step` of `extent`, if `inside` holds."""
+    """Rows that may lie outside: row r reads column `start + r * step` of `extent`, if `inside`
+    holds."""
 
     inside: tuple[Expr, ...]
     start: Linear
@@ -24,7 +26,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Microtile:
-    """`a` and `b` are the operands; `base_a`, `base_b` their offsets at the first row, column and depth step."""
+    """`a` and `b` are the operands; `base_a`, `base_b` their offsets at the first row, column and
+    depth step."""
 
     a: Load
     b: Load
@@ -38,15 +41,22 @@ class Microtile:
     window: Window | None
 
 
-def microtile(meaning_steps: Stmt, rows: str, columns: str, ranges: Mapping[str, Range], width: int) -> Microtile | None:
-    """The form of a blocked sum of products, or None if its operands are not stepped through evenly."""
+def microtile(
+    meaning_steps: Stmt, rows: str, columns: str, ranges: Mapping[str, Range], width: int
+) -> Microtile | None:
+    """The form of a blocked sum of products, or None if its operands are not stepped through
+    evenly."""
     depth: list[For] = []
     s = meaning_steps
     while isinstance(s, For):
         if s.axis not in (rows, columns):
             depth.append(s)
         s = s.body
-    if not isinstance(s, Accumulate) or not isinstance(s.value, Apply) or not isinstance(s.value.args[1], Load):
+    if (
+        not isinstance(s, Accumulate)
+        or not isinstance(s.value, Apply)
+        or not isinstance(s.value.args[1], Load)
+    ):
         return None
     guards, a = _unguarded(s.value.args[0])
     b = s.value.args[1]
@@ -70,7 +80,11 @@ def _form(
     k = inner.axis if inner else ""
     at, bt = offset(a.buffer, a.index, ranges), offset(b.buffer, b.index, ranges)
     stepping = {rows, columns, k} - {""}
-    if stepping & (at.nonlinear_axes() | bt.nonlinear_axes()) or at.coefficient(columns) or bt.coefficient(rows):
+    if (
+        stepping & (at.nonlinear_axes() | bt.nonlinear_axes())
+        or at.coefficient(columns)
+        or bt.coefficient(rows)
+    ):
         return None
     if bt.coefficient(columns) != 1 or (inner and bt.coefficient(k) != width):
         return None
@@ -86,7 +100,9 @@ def _form(
         if window is None:
             return None
         base_a = _minus(base_a, window.start, window.column_stride)
-    return Microtile(a, b, base_a, base_b, at.coefficient(rows), at.coefficient(k), loops, inner, inside, window)
+    return Microtile(
+        a, b, base_a, base_b, at.coefficient(rows), at.coefficient(k), loops, inner, inside, window
+    )
 
 
 def _window(
@@ -134,5 +150,3 @@ def _conjuncts(e: Expr) -> tuple[Expr, ...]:
         case Apply(op=ScalarOp.AND, args=(a, b)):
             return (*_conjuncts(a), *_conjuncts(b))
     return (e,)
-
-

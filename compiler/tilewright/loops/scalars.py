@@ -1,6 +1,8 @@
-"""The scalar functions: one row each, with the meaning that defines it. A target adds only a spelling.
+"""The scalar functions: one row each, with the meaning that defines it. A target adds only a
+spelling.
 
-`rule` says what type the result has: that of the operands, or bool. `identity` marks the monoids that a
+`rule` says what type the result has: that of the operands, or bool. `identity` marks the monoids
+that a
 reduction may use: the element that changes nothing.
 """
 
@@ -25,7 +27,9 @@ def _divide(a: Any, b: Any) -> Any:
     if np.asarray(a).dtype.kind == "u":
         return np.floor_divide(a, b)
     quotient = np.floor_divide(a, b)
-    return (quotient + ((np.remainder(a, b) != 0) & ((a < 0) != (b < 0)))).astype(np.asarray(a).dtype)
+    return (quotient + ((np.remainder(a, b) != 0) & ((a < 0) != (b < 0)))).astype(
+        np.asarray(a).dtype
+    )
 
 
 def _sigmoid(x: Any) -> Any:
@@ -137,7 +141,15 @@ def identity(op: ScalarOp, dtype: DType) -> float | int | bool:
 
 
 MONOIDS = frozenset(
-    (ScalarOp.ADD, ScalarOp.MUL, ScalarOp.MAX, ScalarOp.MIN, ScalarOp.AND, ScalarOp.OR, ScalarOp.XOR)
+    (
+        ScalarOp.ADD,
+        ScalarOp.MUL,
+        ScalarOp.MAX,
+        ScalarOp.MIN,
+        ScalarOp.AND,
+        ScalarOp.OR,
+        ScalarOp.XOR,
+    )
 )
 
 

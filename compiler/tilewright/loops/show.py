@@ -73,7 +73,10 @@ def _statement(s: Stmt) -> list[str]:
             return [f"{b.name}{_at(index)} {op.name.lower()}= {show_expr(value)}"]
         case Tile(acc=acc, rows=rows, columns=columns, depth=depth, meaning=meaning):
             axes = " ".join(filter(None, (rows, columns)))
-            return [f"tile {acc.name} over {axes}, summing {' '.join(depth)}:", *_indent(_statement(meaning))]
+            return [
+                f"tile {acc.name} over {axes}, summing {' '.join(depth)}:",
+                *_indent(_statement(meaning)),
+            ]
         case _:
             assert_never(s)
 

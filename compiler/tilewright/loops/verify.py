@@ -1,7 +1,8 @@
 """What every pass may assume and must leave true. A VerifyError is a bug in this compiler.
 
 * every axis is bound by one loop, every buffer is a parameter or allocated around its use;
-* every index has the buffer's rank and lies inside its shape, by interval analysis under the guards around it;
+* every index has the buffer's rank and lies inside its shape, by interval analysis under the
+guards around it;
 * operands of a scalar function agree in type, values are stored in the buffer's type;
 * iterations of a parallel loop write disjoint elements (or the same value to the same element).
 """
@@ -45,7 +46,9 @@ Facts = Mapping[Linear, Range]
 
 def verify(kernel: Kernel) -> Kernel:
     """The kernel itself, once it is known to be sound; VerifyError otherwise."""
-    _Verifier(kernel).statement(kernel.body, {}, {b.name: b for b in kernel.params}, {}, (kernel.name,))
+    _Verifier(kernel).statement(
+        kernel.body, {}, {b.name: b for b in kernel.params}, {}, (kernel.name,)
+    )
     return kernel
 
 
@@ -54,7 +57,12 @@ class _Verifier:
         self.kernel = kernel
 
     def statement(
-        self, s: Stmt, ranges: dict[str, Range], buffers: dict[str, Buffer], facts: Facts, path: tuple[str, ...]
+        self,
+        s: Stmt,
+        ranges: dict[str, Range],
+        buffers: dict[str, Buffer],
+        facts: Facts,
+        path: tuple[str, ...],
     ) -> None:
         match s:
             case For(axis=axis, extent=extent, body=body):
@@ -67,7 +75,9 @@ class _Verifier:
                 if top < 0:
                     return  # never runs
                 known = _learn_extent(axis, extent, ranges, facts)
-                self.statement(body, {**ranges, axis: (0.0, top)}, buffers, known, (*path, f"for {axis}"))
+                self.statement(
+                    body, {**ranges, axis: (0.0, top)}, buffers, known, (*path, f"for {axis}")
+                )
             case If(condition=condition, body=body):
                 self.boolean(condition, ranges, buffers, facts, path)
                 narrowed = learn(condition, ranges, facts)
@@ -83,7 +93,10 @@ class _Verifier:
                 if acc.name not in buffers:
                     _fail(path, f"the tile's buffer {acc.name} is not in scope")
                 self.statement(meaning, ranges, buffers, facts, (*path, "tile"))
-            case Store(buffer=b, index=index, value=value) | Accumulate(buffer=b, index=index, value=value):
+            case (
+                Store(buffer=b, index=index, value=value)
+                | Accumulate(buffer=b, index=index, value=value)
+            ):
                 self._write(s, b, index, value, ranges, buffers, facts, (*path, f"write {b.name}"))
             case _:
                 assert_never(s)
@@ -109,13 +122,23 @@ class _Verifier:
             _fail(path, f"{got.name} is stored to a buffer of {b.dtype.name}")
 
     def boolean(
-        self, e: Expr, ranges: dict[str, Range], buffers: dict[str, Buffer], facts: Facts, path: tuple[str, ...]
+        self,
+        e: Expr,
+        ranges: dict[str, Range],
+        buffers: dict[str, Buffer],
+        facts: Facts,
+        path: tuple[str, ...],
     ) -> None:
         if self.expression(e, ranges, buffers, facts, path) is not DType.BOOL:
             _fail(path, "a condition is not boolean")
 
     def expression(
-        self, e: Expr, ranges: dict[str, Range], buffers: dict[str, Buffer], facts: Facts, path: tuple[str, ...]
+        self,
+        e: Expr,
+        ranges: dict[str, Range],
+        buffers: dict[str, Buffer],
+        facts: Facts,
+        path: tuple[str, ...],
     ) -> DType:
         match e:
             case Const():
@@ -129,10 +152,11 @@ class _Verifier:
                 self.expression(arg, ranges, buffers, facts, path)
             case Select(condition=c, then=then, otherwise=otherwise):
                 self.boolean(c, ranges, buffers, facts, path)
-                a = self.expression(then, ranges, buffers, learn(c, ranges, facts), path)
-                b = self.expression(otherwise, ranges, buffers, unlearn(c, ranges, facts), path)
-                if a is not b:
-                    _fail(path, f"the sides of a select are {a.name} and {b.name}")
+                holds, fails = learn(c, ranges, facts), unlearn(c, ranges, facts)
+                first = self.expression(then, ranges, buffers, holds, path)
+                second = self.expression(otherwise, ranges, buffers, fails, path)
+                if first is not second:
+                    _fail(path, f"the sides of a select are {first.name} and {second.name}")
             case Apply(op=op, args=args):
                 kinds = {self.expression(a, ranges, buffers, facts, path) for a in args}
                 if len(kinds) != 1 or len(args) != op.arity:
@@ -233,9 +257,9 @@ def _atom_bounds(atom: Expr, ranges: Mapping[str, Range], facts: Facts) -> Range
             if a >= 0 and b < d:
                 low, high = max(low, a), min(high, b)
         case Apply(op=ScalarOp.MIN | ScalarOp.MAX as op, args=(x, y)) if facts:
-            a, b = bounds(x, ranges, facts), bounds(y, ranges, facts)
+            p, q = bounds(x, ranges, facts), bounds(y, ranges, facts)
             pick = min if op is ScalarOp.MIN else max
-            low, high = max(low, pick(a[0], b[0])), min(high, pick(a[1], b[1]))
+            low, high = max(low, pick(p[0], q[0])), min(high, pick(p[1], q[1]))
     return low, high
 
 
@@ -244,7 +268,10 @@ def learn(condition: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:
     match condition:
         case Apply(op=ScalarOp.AND, args=(a, b)):
             return learn(b, ranges, learn(a, ranges, facts))
-        case Apply(op=ScalarOp.LT | ScalarOp.LE | ScalarOp.GT | ScalarOp.GE | ScalarOp.EQ as op, args=(a, b)):
+        case Apply(
+            op=ScalarOp.LT | ScalarOp.LE | ScalarOp.GT | ScalarOp.GE | ScalarOp.EQ as op,
+            args=(a, b),
+        ):
             if dtype_of(a) is DType.I64:
                 return _learn_comparison(op, a, b, ranges, facts)
     return facts
@@ -270,7 +297,9 @@ _OPPOSITE = {
 }
 
 
-def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:
+def _learn_comparison(
+    op: ScalarOp, a: Expr, b: Expr, ranges: Mapping[str, Range], facts: Facts
+) -> Facts:
     form = linear(a, ranges)
     low, high = interval(b, ranges)
     upper = {ScalarOp.LT: high - 1, ScalarOp.LE: high, ScalarOp.EQ: high}.get(op, float("inf"))
@@ -299,11 +328,12 @@ def shared_writes(loop: For) -> str | None:
             if not any(loop.axis in variables(i) for i in n.index):
                 return f"parallel axis {loop.axis} writes {n.buffer.name} without indexing by it"
             if isinstance(n, Accumulate) and any(_overlaps(i, loop.axis) for i in n.index):
-                return f"parallel axis {loop.axis} accumulates into overlapping elements of {n.buffer.name}"
+                name = n.buffer.name
+                return f"parallel axis {loop.axis} accumulates into shared elements of {name}"
     return None
 
 
 def _overlaps(index: Expr, axis: str) -> bool:
-    return any(isinstance(n, Apply) and n.op is ScalarOp.MIN and axis in variables(n) for n in walk(index))
-
-
+    return any(
+        isinstance(n, Apply) and n.op is ScalarOp.MIN and axis in variables(n) for n in walk(index)
+    )

@@ -1,4 +1,5 @@
-"""Building blocks that operators share: broadcasting, element-wise application, reductions, index arithmetic."""
+"""Building blocks that operators share: broadcasting, element-wise application, reductions, index
+arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ import numpy as np
 
 from tilewright.dtypes import DType
 from tilewright.errors import OperatorError
-from tilewright.loops.ir import Apply, Cast, Expr, Operand, Select, apply, as_expr, dtype_of, index_const
+from tilewright.loops.ir import (
+    Apply,
+    Cast,
+    Expr,
+    Operand,
+    Select,
+    apply,
+    as_expr,
+    dtype_of,
+    index_const,
+)
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Tensor, compute
 
@@ -32,20 +43,31 @@ def broadcast_index(index: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
     return [index_const(0) if n == 1 else i for i, n in zip(tail, shape, strict=True)]
 
 
-def elementwise(function: Callable[..., Operand], *tensors: Tensor, dtype: DType | None = None) -> Compute:
+def elementwise(
+    function: Callable[..., Operand], *tensors: Tensor, dtype: DType | None = None
+) -> Compute:
     """function applied to broadcast elements."""
     shape = broadcast_shape(*(t.shape for t in tensors))
     return compute(
-        shape, lambda *i: function(*(t[broadcast_index(i, t.shape)] for t in tensors)), dtype=dtype or tensors[0].dtype
+        shape,
+        lambda *i: function(*(t[broadcast_index(i, t.shape)] for t in tensors)),
+        dtype=dtype or tensors[0].dtype,
     )
 
 
 def view(x: Tensor, shape: Sequence[int], index: Callable[..., Sequence[Operand]]) -> Tensor:
-    """The elements of x at another place: result[i] = x[index(i)]. x itself if that is the identity."""
+    """The elements of x at another place: result[i] = x[index(i)]. x itself if that is the
+    identity."""
     return compute(shape, lambda *i: x[tuple(index(*i))])
 
 
-def reduce(op: ScalarOp, x: Tensor, axes: Sequence[int], keepdims: bool, element: Callable[[Expr], Expr] | None = None) -> Compute:
+def reduce(
+    op: ScalarOp,
+    x: Tensor,
+    axes: Sequence[int],
+    keepdims: bool,
+    element: Callable[[Expr], Expr] | None = None,
+) -> Compute:
     """The reduction of element(x) over `axes` (0-based, distinct)."""
     kept = [k for k in range(x.rank) if k not in axes]
     shape = [1 if k in axes else n for k, n in enumerate(x.shape) if keepdims or k not in axes]
@@ -72,7 +94,8 @@ def normalize_axis(axis: int, rank: int) -> int:
 
 
 def reshape_to(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """x in C order under another shape; index expressions divide only inside dimensions that really merge or split."""
+    """x in C order under another shape; index expressions divide only inside dimensions that
+    really merge or split."""
     target = tuple(int(n) for n in shape)
     if target == x.shape:
         return x
@@ -84,7 +107,9 @@ def reshape_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     return view(x, target, lambda *i: _reshape_index(groups, x.shape, target, i))
 
 
-def _reshape_groups(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def _reshape_groups(
+    source: Sequence[int], target: Sequence[int]
+) -> list[tuple[list[int], list[int]]]:
     """Pairs of source and target dimensions that hold the same elements, smallest first cut."""
     a = [k for k, n in enumerate(source) if n != 1]
     b = [k for k, n in enumerate(target) if n != 1]
@@ -104,7 +129,10 @@ def _reshape_groups(source: Sequence[int], target: Sequence[int]) -> list[tuple[
 
 
 def _reshape_index(
-    groups: list[tuple[list[int], list[int]]], source: Sequence[int], target: Sequence[int], index: Sequence[Expr]
+    groups: list[tuple[list[int], list[int]]],
+    source: Sequence[int],
+    target: Sequence[int],
+    index: Sequence[Expr],
 ) -> list[Expr]:
     out: list[Expr] = [index_const(0)] * len(source)
     for left, right in groups:
@@ -145,7 +173,8 @@ def inside(index: Expr, extent: int) -> Apply:
 
 
 def checked_index(index: Expr, extent: int, *, wrap: bool = True) -> Expr:
-    """An index that comes from data: negative ones count from the end if `wrap`; out of range is an error at run time."""
+    """An index that comes from data: negative ones count from the end if `wrap`; out of range is
+    an error at run time."""
     wide = cast(DType.I64, index)
     shifted: Expr = select(wide < 0, wide + extent, wide) if wrap else wide
     return apply(ScalarOp.CHECK, shifted, extent)

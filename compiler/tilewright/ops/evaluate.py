@@ -1,4 +1,5 @@
-"""Tensor expressions on arrays, whole arrays at a time: how constants fold, and an oracle for tests."""
+"""Tensor expressions on arrays, whole arrays at a time: how constants fold, and an oracle for
+tests."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from tilewright.dtypes import DType
 from tilewright.loops.interpret import apply_scalar, convert, poisoned, run_statement
 from tilewright.loops.ir import Apply, Cast, Const, Expr, Load, Select, Var, dtype_of
 from tilewright.loops.scalars import ScalarOp
@@ -122,7 +122,13 @@ def _expr(e: Expr, grid: Mapping[str, np.ndarray], env: Mapping[str, np.ndarray]
 
 
 def _index(
-    index: tuple[Expr, ...], shape: tuple[int, ...], grid: Mapping[str, np.ndarray], env: Mapping[str, np.ndarray]
+    index: tuple[Expr, ...],
+    shape: tuple[int, ...],
+    grid: Mapping[str, np.ndarray],
+    env: Mapping[str, np.ndarray],
 ) -> tuple[Any, ...]:
-    """Positions on the grid; where a guard will discard the element, any position inside will do."""
-    return tuple(np.clip(_expr(i, grid, env), 0, max(n - 1, 0)) for i, n in zip(index, shape, strict=True))
+    """Positions on the grid; where a guard will discard the element, any position inside will
+    do."""
+    return tuple(
+        np.clip(_expr(i, grid, env), 0, max(n - 1, 0)) for i, n in zip(index, shape, strict=True)
+    )

@@ -65,7 +65,8 @@ class Dimension:
         if self.padding == "zeros":
             index = cast(DType.I64, i)
             return index, inside(index, self.extent)
-        return cast(DType.I64, self.moved_inside(i)), None
+        index = cast(DType.I64, self.reflected(i) if self.padding == "reflection" else i)
+        return minimum(maximum(index, 0), self.extent - 1), None
 
 
 @op("GridSample")

@@ -1,4 +1,5 @@
-"""Reading at places that come from data. Every such index is checked: a bad one is an error, never a crash.
+"""Reading at places that come from data. Every such index is checked: a bad one is an error, never
+a crash.
 
 Source: https://onnx.ai/onnx/operators/
 """
@@ -7,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tilewright.dtypes import DType
 from tilewright.loops.ir import Expr, Operand, index_const
 from tilewright.ops.common import cast, checked_index, fail, normalize_axis, select
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Constant, Tensor, compute, known_ints
-from tilewright.dtypes import DType
 
 
 @op("Gather")
@@ -60,7 +61,9 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     shape = (*indices.shape[:-1], *x.shape[b + depth :])
 
     def element(*i: Expr) -> Operand:
-        where = [checked_index(indices[[*i[:q], index_const(k)]], x.shape[b + k]) for k in range(depth)]
+        where = [
+            checked_index(indices[[*i[:q], index_const(k)]], x.shape[b + k]) for k in range(depth)
+        ]
         return x[[*i[:b], *where, *i[q:]]]
 
     return compute(shape, element)
@@ -81,7 +84,9 @@ def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -
 
 
 @op("ReverseSequence")
-def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
+def reverse_sequence(
+    x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0
+) -> Tensor:
     if x.rank < 2 or {batch_axis, time_axis} != {0, 1}:
         raise fail("batch_axis and time_axis are 0 and 1")
     n = x.shape[time_axis]

@@ -1,4 +1,5 @@
-"""Normalisations. Variances are means of squared deviations, in two passes; halves are summed in float32.
+"""Normalisations. Variances are means of squared deviations, in two passes; halves are summed in
+float32.
 
 Source: https://onnx.ai/onnx/operators/
 """
@@ -79,7 +80,9 @@ def rms_normalization(
 
 
 @op("InstanceNormalization")
-def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+def instance_normalization(
+    x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5
+) -> Tensor:
     if x.rank < 3:
         raise fail(f"rank 3 or more is expected, not {x.rank}")
     wide = _widened(x)
@@ -92,7 +95,13 @@ def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: f
 
 @op("GroupNormalization")
 def group_normalization(
-    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> Tensor:
     n, c = x.shape[:2]
     if c % num_groups:
@@ -122,9 +131,13 @@ def batch_normalization(
         raise UnsupportedError("BatchNormalization in training mode")
     wide = _widened(x)
     factor = elementwise(
-        lambda s, v: cast(wide.dtype, s) * _inverse_root(cast(wide.dtype, v), epsilon), scale, variance
+        lambda s, v: cast(wide.dtype, s) * _inverse_root(cast(wide.dtype, v), epsilon),
+        scale,
+        variance,
     )
-    offset = elementwise(lambda b, m, f: cast(wide.dtype, b) - cast(wide.dtype, m) * f, bias, average, factor)
+    offset = elementwise(
+        lambda b, m, f: cast(wide.dtype, b) - cast(wide.dtype, m) * f, bias, average, factor
+    )
     channel = 1 if x.rank > 1 else 0
     result = compute(x.shape, lambda *i: wide[i] * factor[i[channel]] + offset[i[channel]])
     return _narrowed(result, x.dtype)
@@ -140,7 +153,9 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
 
 
 @op("LRN")
-def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
+def lrn(
+    x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
+) -> Tensor:
     before, channels = (size - 1) // 2, x.shape[1]
 
     def square(*i: Expr) -> Expr:
@@ -149,4 +164,6 @@ def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: 
         return select(inside(c, channels), x[index] * x[index], 0)
 
     total = compute(x.shape, square, reduce=ScalarOp.ADD, over=[size])
-    return elementwise(lambda v, t: v / apply(ScalarOp.POW, t * (alpha / size) + bias, beta), x, total)
+    return elementwise(
+        lambda v, t: v / apply(ScalarOp.POW, t * (alpha / size) + bias, beta), x, total
+    )

@@ -13,7 +13,17 @@ from tilewright.dtypes import DType, from_onnx
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import Apply, Expr, Operand, apply
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, elementwise, fail, maximum, minimum, normalize_axis, reduce, reshape_to, select
+from tilewright.ops.common import (
+    cast,
+    elementwise,
+    fail,
+    maximum,
+    minimum,
+    normalize_axis,
+    reduce,
+    reshape_to,
+    select,
+)
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute
 
@@ -40,7 +50,13 @@ def _vector(t: Tensor) -> Tensor:
 
 
 def _quantized_type(zero_point: Tensor | None, output_dtype: int) -> DType:
-    dtype = zero_point.dtype if zero_point is not None else from_onnx(output_dtype) if output_dtype else DType.U8
+    dtype = (
+        zero_point.dtype
+        if zero_point is not None
+        else from_onnx(output_dtype)
+        if output_dtype
+        else DType.U8
+    )
     if not dtype.is_integer or not dtype.is_native:
         raise UnsupportedError(f"quantisation to {dtype.name}")
     return dtype

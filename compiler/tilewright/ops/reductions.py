@@ -10,9 +10,23 @@ from math import prod
 
 from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
-from tilewright.loops.ir import Accumulate, Alloc, Buffer, Const, Expr, For, Load, Select, Space, Stmt, Store, Var, apply
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Buffer,
+    Const,
+    Expr,
+    For,
+    Load,
+    Select,
+    Space,
+    Stmt,
+    Store,
+    Var,
+    apply,
+    index_const,
+)
 from tilewright.loops.ir import Block as Sequential
-from tilewright.loops.ir import index_const
 from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.ops.common import cast, elementwise, normalize_axis, reduce, select
 from tilewright.ops.registry import op
@@ -29,8 +43,12 @@ def axes_of(x: Tensor, axes: Tensor | None, noop: int) -> list[int] | None:
     return sorted({normalize_axis(a, x.rank) for a in given})
 
 
-def _reduction(monoid: ScalarOp, before: Scalar | None = None, after: Scalar | None = None) -> Callable[..., Tensor]:
-    def function(x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+def _reduction(
+    monoid: ScalarOp, before: Scalar | None = None, after: Scalar | None = None
+) -> Callable[..., Tensor]:
+    def function(
+        x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> Tensor:
         chosen = axes_of(x, axes, noop_with_empty_axes)
         if chosen is None:
             result: Tensor = elementwise(before, x) if before else x
@@ -67,7 +85,9 @@ reduce_log_sum = op("ReduceLogSum")(_reduction(ScalarOp.ADD, None, _log))
 
 
 @op("ReduceL2")
-def reduce_l2(x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+def reduce_l2(
+    x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
     total = reduce_sum_square(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
     return elementwise(lambda v: rounded_sqrt(v, x.dtype), total)
 
@@ -78,7 +98,9 @@ def rounded_sqrt(v: Expr, dtype: DType) -> Expr:
 
 
 @op("ReduceMean")
-def reduce_mean(x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+def reduce_mean(
+    x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
     chosen = axes_of(x, axes, noop_with_empty_axes)
     return x if chosen is None else mean(x, chosen, bool(keepdims))
 
@@ -128,7 +150,8 @@ def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: i
 
 
 def _position(extremum: ScalarOp, x: Tensor, axis: int, keepdims: int, last: int) -> Tensor:
-    """Where the extremum is: the least (or greatest) index at which the element equals it. NaN counts as extreme."""
+    """Where the extremum is: the least (or greatest) index at which the element equals it. NaN
+    counts as extreme."""
     at = normalize_axis(axis, x.rank)
     if x.rank == 0:
         return compute((), lambda: index_const(0))
@@ -164,7 +187,9 @@ def _running(monoid: ScalarOp, x: Tensor, axis: Tensor, exclusive: int, reverse:
     at = normalize_axis(known_ints(axis)[0], x.rank)
     if x.dtype.compute is not x.dtype:
         raise UnsupportedError("running sums of half-precision numbers")
-    return nest([(x.shape, x.dtype)], lambda out: _running_body(monoid, x, out, at, exclusive, reverse))[0]
+    return nest(
+        [(x.shape, x.dtype)], lambda out: _running_body(monoid, x, out, at, exclusive, reverse)
+    )[0]
 
 
 def _running_body(
@@ -177,7 +202,9 @@ def _running_body(
     index = tuple(where if k == at else Var(a) for k, a in enumerate(axes))
     add = Accumulate(total, (), monoid, Load(x, index))
     put = Store(out, index, Load(total, ()))
-    body: Stmt = For(axes[at], index_const(x.shape[at]), Sequential((put, add) if exclusive else (add, put)))
+    body: Stmt = For(
+        axes[at], index_const(x.shape[at]), Sequential((put, add) if exclusive else (add, put))
+    )
     start = Store(total, (), Const(identity(monoid, x.dtype), x.dtype))
     body = Alloc(total, Sequential((start, body)))
     for k in reversed(range(x.rank)):

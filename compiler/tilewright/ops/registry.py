@@ -1,23 +1,26 @@
-"""Where operators are registered and found. Only the newest version of each ONNX operator is defined."""
+"""Where operators are registered and found. Only the newest version of each ONNX operator is
+defined."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tilewright.ops.tensor import Tensor
 
 Operator = Callable[..., Tensor | Sequence[Tensor | None]]
 HostOperator = Callable[..., Any]
+F = TypeVar("F", bound=Operator)
 
 _OPERATORS: dict[tuple[str, str], Operator] = {}
 _HOST: dict[tuple[str, str], HostOperator] = {}
 
 
-def op(name: str, domain: str = "") -> Callable[[Operator], Operator]:
-    """Register an operator as a tensor expression: operands by position (None where omitted), attributes by name."""
+def op(name: str, domain: str = "") -> Callable[[F], F]:
+    """Register an operator as a tensor expression: operands by position (None where omitted),
+    attributes by name."""
 
-    def register(function: Operator) -> Operator:
+    def register(function: F) -> F:
         if (domain, name) in _OPERATORS:
             raise ValueError(f"{domain}:{name} is registered twice")
         _OPERATORS[domain, name] = function
@@ -27,7 +30,8 @@ def op(name: str, domain: str = "") -> Callable[[Operator], Operator]:
 
 
 def host_op(name: str, domain: str = "") -> Callable[[HostOperator], HostOperator]:
-    """Register an operator that runs on the host: NumPy arrays, lists (sequences) or None in; the same out, one value
+    """Register an operator that runs on the host: NumPy arrays, lists (sequences) or None in; the
+    same out, one value
     or a tuple. For what has no place in a loop nest: data-dependent shapes, sequences, strings."""
 
     def register(function: HostOperator) -> HostOperator:

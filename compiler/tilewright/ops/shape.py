@@ -10,8 +10,8 @@ from math import prod
 
 import numpy as np
 
-from tilewright.loops.ir import Expr, For, Load, Operand, Stmt, Store, Var, index_const
 from tilewright.loops.ir import Block as Sequential
+from tilewright.loops.ir import Expr, For, Load, Operand, Stmt, Store, Var, index_const
 from tilewright.ops.common import (
     broadcast_index,
     broadcast_shape,
@@ -263,7 +263,7 @@ def pad(
         return x
     if mode == "constant":
         return _pad_constant(x, shape, before, after, constant_value)
-    if mode not in ("reflect", "edge", "wrap") or (x.size == 0 and prod(shape)):
+    if mode not in ("reflect", "edge", "wrap") or (x.size == 0 and 0 not in shape):
         raise fail(f"mode {mode!r} cannot pad shape {x.shape}")
     return view(
         x,
@@ -321,10 +321,14 @@ def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     k = c // (b * b)
     if mode == "DCR":
         return view(
-            x, (n, k, h * b, w * b), lambda *i: [i[0], (i[2] % b * b + i[3] % b) * k + i[1], i[2] // b, i[3] // b]
+            x,
+            (n, k, h * b, w * b),
+            lambda *i: [i[0], (i[2] % b * b + i[3] % b) * k + i[1], i[2] // b, i[3] // b],
         )
     return view(
-        x, (n, k, h * b, w * b), lambda *i: [i[0], i[1] * (b * b) + i[2] % b * b + i[3] % b, i[2] // b, i[3] // b]
+        x,
+        (n, k, h * b, w * b),
+        lambda *i: [i[0], i[1] * (b * b) + i[2] % b * b + i[3] % b, i[2] // b, i[3] // b],
     )
 
 
@@ -336,7 +340,9 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
         raise fail(f"{h}x{w} cannot be cut into blocks of {b}x{b}")
 
     def index(*i: Expr) -> list[Expr]:
-        channel, block = (i[1] % c, i[1] // c) if mode == "DCR" else (i[1] // (b * b), i[1] % (b * b))
+        channel, block = (
+            (i[1] % c, i[1] // c) if mode == "DCR" else (i[1] // (b * b), i[1] % (b * b))
+        )
         return [i[0], channel, i[2] * b + block // b, i[3] * b + block % b]
 
     return view(x, (n, c * b * b, h // b, w // b), index)

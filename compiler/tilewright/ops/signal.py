@@ -14,11 +14,11 @@ from tilewright.dtypes import DType, from_onnx
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import Expr
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import fail, normalize_axis, reshape_to, view
+from tilewright.ops.common import cast, elementwise, fail, normalize_axis, reshape_to, view
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Constant, Tensor, compute, constant, known, known_ints
 
-LONGEST = 2048  # samples up to which a product with a matrix is no slower than a fast transform
+LARGEST = 2048 * 2048  # samples times frequencies up to which a product with a matrix will do
 
 Array = np.ndarray
 
@@ -37,15 +37,23 @@ def dft(
     at = normalize_axis(given, x.rank)
     if x.rank < 2 or at == x.rank - 1 or x.shape[-1] not in (1, 2):
         raise fail(f"shape {x.shape} cannot be transformed along axis {given}")
-    n = known_ints(dft_length)[0] if dft_length is not None else _length(x.shape[at], inverse, onesided)
+    n = (
+        known_ints(dft_length)[0]
+        if dft_length is not None
+        else _length(x.shape[at], inverse, onesided)
+    )
     if onesided and x.shape[-1] == (1 if inverse else 2):
         raise fail("a onesided transform has real numbers on one side, complex ones on the other")
-    if n < 1 or n > LONGEST or not x.dtype.is_float:
-        raise UnsupportedError(f"a transform of {n} {x.dtype.name} samples")
     used = min(n, x.shape[at])
+    _require_moderate(n, used * x.shape[-1], x.dtype)
     basis = _basis(n, used, x.shape[-1], bool(inverse), bool(onesided))
-    last = _to_last(x, at, used)
-    return _from_last(_transformed(last, basis, x.dtype), at)
+    return _from_last(_transformed(_to_last(x, at, used), basis), at)
+
+
+def _require_moderate(n: int, samples: int, dtype: DType) -> None:
+    """Anything but a moderate transform of floats is left to NumPy's fast transform."""
+    if n < 1 or samples * n > LARGEST or not dtype.is_float:
+        raise UnsupportedError(f"a transform of {n} {dtype.name} samples")
 
 
 def _length(extent: int, inverse: int, onesided: int) -> int:
@@ -103,18 +111,23 @@ def _mirrored(table: Array, n: int) -> Array:
     return result
 
 
-def _transformed(x: Tensor, basis: Array, dtype: DType) -> Tensor:
-    """x [..., samples, parts] times the basis: [..., frequencies, parts]."""
+def _transformed(x: Tensor, basis: Array) -> Tensor:
+    """x [..., samples, parts] times the basis: [..., frequencies, parts].
+
+    Summed in float64: a sum over all samples is less accurate than the few sums of a fast transform.
+    """
     samples, parts, outputs, kinds = basis.shape
-    matrix = constant(basis.reshape(samples * parts, outputs * kinds), dtype)
-    rows = reshape_to(x, (*x.shape[:-2], samples * parts))
+    matrix = constant(basis.reshape(samples * parts, outputs * kinds), DType.F64)
+    wide = elementwise(lambda v: cast(DType.F64, v), x)
+    rows = reshape_to(wide, (*x.shape[:-2], samples * parts))
 
     def element(*axes: Expr) -> Expr:
         return rows[(*axes[:-2], axes[-1])] * matrix[axes[-1], axes[-2]]
 
     shape = (*rows.shape[:-1], matrix.shape[1])
     product = compute(shape, element, reduce=ScalarOp.ADD, over=[samples * parts])
-    return reshape_to(product, (*rows.shape[:-1], outputs, kinds))
+    narrow = elementwise(lambda v: cast(x.dtype, v), product)
+    return reshape_to(narrow, (*rows.shape[:-1], outputs, kinds))
 
 
 @op("STFT")
@@ -137,8 +150,7 @@ def stft(
         raise fail(f"frames of {n} samples every {step} in a signal of {length}")
     if onesided and parts == 2:
         raise fail("a onesided transform needs a real signal")
-    if n > LONGEST or not signal.dtype.is_float:
-        raise UnsupportedError(f"a transform of {n} {signal.dtype.name} samples")
+    _require_moderate(n, n * parts, signal.dtype)
     basis = _basis(n, n, parts, False, bool(onesided))
     outputs = basis.shape[2] * 2
     plain = constant(basis.reshape(n, parts, outputs), signal.dtype)

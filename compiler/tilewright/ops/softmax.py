@@ -1,4 +1,5 @@
-"""Softmax and its relatives, as maximum, difference, exponential, sum and quotient: fusion makes one kernel of them.
+"""Softmax and its relatives, as maximum, difference, exponential, sum and quotient: fusion makes
+one kernel of them.
 
 Source: https://onnx.ai/onnx/operators/onnx__Softmax.html
 """

@@ -135,7 +135,8 @@ def _pool(
     shortest: int,
     longest: int,
 ) -> dict[Gram, int]:
-    """The column of each n-gram of the pool. `counts` says where the n-grams of each length begin."""
+    """The column of each n-gram of the pool. `counts` says where the n-grams of each length
+    begin."""
     columns: dict[Gram, int] = {}
     number = 0
     ends = [*counts[1:], len(items)]
@@ -147,9 +148,7 @@ def _pool(
     return columns
 
 
-def _grams(
-    tokens: Sequence[object], shortest: int, longest: int, skips: int
-) -> Iterable[Gram]:
+def _grams(tokens: Sequence[object], shortest: int, longest: int, skips: int) -> Iterable[Gram]:
     """All n-grams of a row with up to `skips` tokens left out between neighbours; single tokens
     have no neighbours and count once.
     """

@@ -1,7 +1,10 @@
-"""Tensor expressions: what an operator *means*, element by element. Shape, dtype and loops all follow from it.
+"""Tensor expressions: what an operator *means*, element by element. Shape, dtype and loops all
+follow from it.
 
-A Tensor is a buffer that is known by its identity: a Placeholder (a value from outside), a Constant (whose
-elements are known now), a Compute (each element is an expression, or a reduction of one) or the result of a Nest
+A Tensor is a buffer that is known by its identity: a Placeholder (a value from outside), a
+Constant (whose
+elements are known now), a Compute (each element is an expression, or a reduction of one) or the
+result of a Nest
 (a loop nest written by hand, for recurrences and scatters that no element-wise rule can say).
 """
 
@@ -14,7 +17,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tilewright.dtypes import DType, from_numpy
-from tilewright.loops.ir import Buffer, Const, Expr, Load, Operand, Stmt, Var, as_expr, dtype_of, index_const, walk
+from tilewright.loops.ir import (
+    Buffer,
+    Const,
+    Expr,
+    Load,
+    Operand,
+    Stmt,
+    Var,
+    as_expr,
+    dtype_of,
+    index_const,
+    walk,
+)
 from tilewright.loops.scalars import ScalarOp
 
 _fresh = itertools.count()
@@ -42,7 +57,8 @@ class Tensor(Buffer):
 
 @dataclass(frozen=True, eq=False)
 class Placeholder(Tensor):
-    """A value that comes from outside: a graph input, or the result of an earlier part of the plan."""
+    """A value that comes from outside: a graph input, or the result of an earlier part of the
+    plan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +78,8 @@ class Reduction:
 
 @dataclass(frozen=True, eq=False)
 class Compute(Tensor):
-    """element[axes] = body, or the reduction of body. `channels_last` asks for that order in memory."""
+    """element[axes] = body, or the reduction of body. `channels_last` asks for that order in
+    memory."""
 
     axes: tuple[str, ...] = ()
     body: Expr = field(default_factory=lambda: index_const(0))
@@ -76,7 +93,8 @@ class Compute(Tensor):
 class Nest:
     """A loop nest written by hand: `body` stores every element of its outputs and reads `inputs`.
 
-    Buffers in `body` are the Tensors themselves. `parallel` names outermost axes whose iterations are independent.
+    Buffers in `body` are the Tensors themselves. `parallel` names outermost axes whose iterations
+    are independent.
     """
 
     body: Stmt
@@ -93,10 +111,13 @@ class NestOutput(Tensor):
 
 
 class NeedsValue(Exception):
-    """An operator needs the elements of `tensor` to know its result's shape; they are not known yet."""
+    """An operator needs the elements of `tensor` to know its result's shape; they are not known
+    yet."""
 
     def __init__(self, tensor: Tensor) -> None:
-        super().__init__(f"the elements of a {tensor.dtype.name} tensor of shape {tensor.shape} are needed")
+        super().__init__(
+            f"the elements of a {tensor.dtype.name} tensor of shape {tensor.shape} are needed"
+        )
         self.tensor = tensor
 
 
@@ -132,9 +153,11 @@ def compute(
     over: Sequence[int] = (),
     channels_last: bool = False,
 ) -> Compute:
-    """A tensor by its elements: `element` gets one Var per output axis, then one per extent in `over`.
+    """A tensor by its elements: `element` gets one Var per output axis, then one per extent in
+    `over`.
 
-    With `reduce`, the element is the reduction over those extents. A plain number as the element needs `dtype`.
+    With `reduce`, the element is the reduction over those extents. A plain number as the element
+    needs `dtype`.
     """
     n = next(_fresh)
     axes = tuple(f"i{n}_{k}" for k in range(len(shape)))
@@ -142,13 +165,22 @@ def compute(
     body = as_expr(element(*map(Var, axes), *(Var(a) for a, _ in reduced)), dtype or DType.F32)
     reduction = Reduction(reduce, reduced) if reduce is not None else None
     sizes = tuple(int(s) for s in shape)
-    return Compute(f"t{n}", dtype_of(body), sizes, axes=axes, body=body, reduction=reduction, channels_last=channels_last)
+    return Compute(
+        f"t{n}",
+        dtype_of(body),
+        sizes,
+        axes=axes,
+        body=body,
+        reduction=reduction,
+        channels_last=channels_last,
+    )
 
 
 def nest(
     outputs: Sequence[tuple[Sequence[int], DType]], body: Callable[..., Stmt], op: str = ""
 ) -> tuple[NestOutput, ...]:
-    """Tensors that a hand-written loop nest fills: `body` gets them and returns the statement that stores them."""
+    """Tensors that a hand-written loop nest fills: `body` gets them and returns the statement that
+    stores them."""
     made = tuple(NestOutput(f"t{next(_fresh)}", d, tuple(s), nest=[]) for s, d in outputs)
     whole = Nest(body(*made), made, op)
     for t in made:
@@ -162,14 +194,17 @@ def fresh_axis(prefix: str = "a") -> str:
 
 
 def sources(tensor: Tensor) -> list[Tensor]:
-    """The tensors that the elements of `tensor` are computed from, each once, in order of first reading."""
+    """The tensors that the elements of `tensor` are computed from, each once, in order of first
+    reading."""
     if isinstance(tensor, Compute):
         body: Expr | Stmt = tensor.body
     elif isinstance(tensor, NestOutput):
         body = tensor.nest[0].body
     else:
         return []
-    own = {tensor.name} | ({t.name for t in tensor.nest[0].outputs} if isinstance(tensor, NestOutput) else set())
+    own = {tensor.name} | (
+        {t.name for t in tensor.nest[0].outputs} if isinstance(tensor, NestOutput) else set()
+    )
     found = {
         n.buffer.name: n.buffer
         for n in walk(body)
@@ -187,7 +222,9 @@ def stamp(results: Iterable[Tensor | None], operands: Iterable[Tensor], op: str,
     stack: list[Tensor] = [t for t in results if t is not None]
     while stack:
         t = stack.pop()
-        owner: Compute | Nest | None = t.nest[0] if isinstance(t, NestOutput) else t if isinstance(t, Compute) else None
+        owner: Compute | Nest | None = (
+            t.nest[0] if isinstance(t, NestOutput) else t if isinstance(t, Compute) else None
+        )
         if t.name in seen or owner is None or owner.node:
             continue
         seen.add(t.name)

@@ -19,7 +19,8 @@ class Lifetime:
 
 
 def place(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """An offset for each buffer, so that no two that live at the same time overlap, and the arena's size in bytes.
+    """An offset for each buffer, so that no two that live at the same time overlap, and the
+    arena's size in bytes.
 
     Largest first, each at the lowest offset that is free for its whole life.
     """
@@ -28,7 +29,9 @@ def place(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
     size = 0
     for k in sorted(range(len(lifetimes)), key=lambda k: -lifetimes[k].nbytes):
         taken = sorted(
-            (offsets[j], offsets[j] + _rounded(lifetimes[j].nbytes)) for j in placed if _meet(lifetimes[j], lifetimes[k])
+            (offsets[j], offsets[j] + _rounded(lifetimes[j].nbytes))
+            for j in placed
+            if _meet(lifetimes[j], lifetimes[k])
         )
         at, need = 0, _rounded(lifetimes[k].nbytes)
         for start, end in taken:

@@ -1,7 +1,9 @@
 """A plan: everything that one signature needs, as a table of native calls that one call walks.
 
-Building it takes tensor expressions through fusion, lowering, scheduling and code generation; running it fills in
-the addresses of inputs and outputs and calls the executor once. Several threads may run one plan: each run takes an
+Building it takes tensor expressions through fusion, lowering, scheduling and code generation;
+running it fills in
+the addresses of inputs and outputs and calls the executor once. Several threads may run one plan:
+each run takes an
 instance (arena and argument tables) of its own and gives it back.
 """
 
@@ -21,14 +23,26 @@ from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.pack import PackedWeights, aligned, pack_operands
-from tilewright.loops.ir import Accumulate, Const, For, Kernel, Node, Stmt, Store, Tile, children, walk
+from tilewright.loops.ir import (
+    Accumulate,
+    Const,
+    For,
+    Kernel,
+    Node,
+    Stmt,
+    Store,
+    Tile,
+    children,
+    walk,
+)
 from tilewright.loops.show import show
 from tilewright.loops.verify import verify
 from tilewright.ops.tensor import Constant, Placeholder, Tensor
 from tilewright.options import Options
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
-from tilewright.runtime.pool import Executor, Plan as Table
+from tilewright.runtime.pool import Executor
+from tilewright.runtime.pool import Plan as Table
 from tilewright.schedule.heuristics import TileLimits, choose_schedule
 from tilewright_kernels.cpu import machine
 
@@ -65,7 +79,9 @@ class _Instance:
 
 def tile_limits() -> TileLimits:
     """What fits the registers of the machine."""
-    return TileLimits({v: machine.tile_rows(v) for v in (1, 2)}, {bits: machine.lanes(bits) for bits in (32, 64)})
+    return TileLimits(
+        {v: machine.tile_rows(v) for v in (1, 2)}, {bits: machine.lanes(bits) for bits in (32, 64)}
+    )
 
 
 class Plan:
@@ -91,7 +107,8 @@ class Plan:
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
         self.kernels = [
-            self._describe(k, n, s, e) for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
+            self._describe(k, n, s, e)
+            for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
         ]
         self._free: list[_Instance] = []
 
@@ -159,7 +176,9 @@ class Plan:
         lifetimes = [Lifetime(sizes[name], a, b) for name, (a, b) in spans.items()]
         offsets, self.arena_bytes = place(lifetimes)
         if self.arena_bytes > MAX_BYTES:
-            raise UnsupportedError(f"the plan needs {self.arena_bytes >> 30} GiB for intermediate results")
+            raise UnsupportedError(
+                f"the plan needs {self.arena_bytes >> 30} GiB for intermediate results"
+            )
         return dict(zip(spans, offsets, strict=True))
 
     def _constant(self, t: Constant) -> int:
@@ -215,7 +234,11 @@ class Plan:
             if isinstance(t, Constant):
                 out.append(t.value.copy())
             elif isinstance(t, Placeholder):
-                out.append(next(a for s, a in zip(self._inputs, arrays, strict=True) if s.name == t.name).copy())
+                out.append(
+                    next(
+                        a for s, a in zip(self._inputs, arrays, strict=True) if s.name == t.name
+                    ).copy()
+                )
             else:
                 out.append(np.empty(t.shape, t.dtype.numpy))
         return out
@@ -247,7 +270,9 @@ class Plan:
         call = self._executor.prepare(table.ctypes.data, len(self._rows), self._last_parallel)
         return _Instance(arena, arguments, table, errors, call)
 
-    def _bind(self, instance: _Instance, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    def _bind(
+        self, instance: _Instance, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]
+    ) -> None:
         arguments = instance.arguments
         for slot, k in self._input_slots:
             arguments[slot] = arrays[k].ctypes.data
@@ -260,10 +285,13 @@ class Plan:
         k = int(np.flatnonzero(instance.errors)[0])
         instance.errors[:] = 0
         where = " or ".join(self._nodes[k]) or self.kernels[k].graph
-        raise ExecutionError(f"in {where}: an index is out of range or an integer is divided by zero")
+        raise ExecutionError(
+            f"in {where}: an index is out of range or an integer is divided by zero"
+        )
 
     def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
-        """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's order."""
+        """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's
+        order."""
         results = self._results(arrays)
         instance = self._take()
         self._bind(instance, arrays, results)
@@ -280,7 +308,8 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the plan holds: an arena per thread that ran it at the same time, and tables."""
+        """Bytes of memory that the plan holds: an arena per thread that ran it at the same time,
+        and tables."""
         return (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
 
 
@@ -291,12 +320,14 @@ def build_plan(
     cache: KernelCache,
     weights: PackedWeights | None = None,
 ) -> Plan:
-    """The plan that computes `outputs` from `inputs`; packed weights are shared through `weights`."""
+    """The plan that computes `outputs` from `inputs`; packed weights are shared through
+    `weights`."""
     return Plan(inputs, outputs, options, cache, weights or PackedWeights())
 
 
 def work(kernel: Kernel) -> float:
-    """Rough work of a kernel, in elements of plain loops; a multiplication on a tile is a fraction of one."""
+    """Rough work of a kernel, in elements of plain loops; a multiplication on a tile is a fraction
+    of one."""
     return _work(kernel.body)
 
 
@@ -319,10 +350,10 @@ def _checked_nodes(lowered: Lowered, checked: Mapping[str, tuple[str, ...]]) -> 
     """The nodes whose checks a kernel makes, for messages."""
     if lowered.group.nest is not None:
         return (lowered.group.nest.node,)
-    return tuple(dict.fromkeys(n for m in lowered.group.members for n in checked.get(m.name, ()) if n))
+    return tuple(
+        dict.fromkeys(n for m in lowered.group.members for n in checked.get(m.name, ()) if n)
+    )
 
 
 def _has_work(outputs: Sequence[Tensor]) -> bool:
     return any(t.size for t in outputs)
-
-

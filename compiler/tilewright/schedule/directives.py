@@ -1,6 +1,7 @@
 """A schedule is data: a tuple of frozen directives, each a checked Kernel -> Kernel rewrite.
 
-A request that is not legal is a ScheduleError that says why. What a directive makes is verified: a VerifyError
+A request that is not legal is a ScheduleError that says why. What a directive makes is verified: a
+VerifyError
 there is our own bug.
 """
 
@@ -15,7 +16,6 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
-    Block as Sequence,
     Buffer,
     Const,
     Expr,
@@ -36,6 +36,9 @@ from tilewright.loops.ir import (
     variables,
     walk,
 )
+from tilewright.loops.ir import (
+    Block as Sequence,
+)
 from tilewright.loops.locate import accesses, axis_ranges, find_loop, offset
 from tilewright.loops.microtile import microtile
 from tilewright.loops.scalars import ScalarOp
@@ -44,7 +47,8 @@ from tilewright.loops.verify import shared_writes, verify
 
 @dataclass(frozen=True)
 class Merge:
-    """for a in A: for b in B  ->  for a in A*B, where every access steps through both as through one."""
+    """for a in A: for b in B  ->  for a in A*B, where every access steps through both as through
+    one."""
 
     outer: str
     inner: str
@@ -69,9 +73,11 @@ class Merge:
 
 @dataclass(frozen=True)
 class Block:
-    """Take `factor` iterations of a loop at a time, innermost: for a in E: S -> for a in ceil(E/f): S for f of them.
+    """Take `factor` iterations of a loop at a time, innermost: for a in E: S -> for a in
+    ceil(E/f): S for f of them.
 
-    Loops inside S stay outside the new inner loop, local buffers of S get one more dimension. The last block is
+    Loops inside S stay outside the new inner loop, local buffers of S get one more dimension. The
+    last block is
     shorter, or with `overlap` moved back so that it is whole: it then computes some elements twice.
     """
 
@@ -97,15 +103,27 @@ class Block:
         elif extent % f:
             length = Apply(ScalarOp.MIN, (length, index_const(extent) - start))
         inner = _unused(kernel, f"{self.axis}_i")
-        body = _Distribute(self.axis, inner, start, length, f, extent % f == 0 or self.overlap).statement(target.body)
-        return _replaced(kernel, target, replace(target, extent=index_const(-(-extent // f)), body=body))
+        body = _Distribute(
+            self.axis, inner, start, length, f, extent % f == 0 or self.overlap
+        ).statement(target.body)
+        return _replaced(
+            kernel, target, replace(target, extent=index_const(-(-extent // f)), body=body)
+        )
 
 
 class _Distribute:
     """Moves a loop into a statement, around each of its leaves."""
 
-    def __init__(self, axis: str, inner: str, start: Expr, length: Expr, factor: int, baked: bool) -> None:
-        self.axis, self.inner, self.length, self.factor, self.baked = axis, inner, length, factor, baked
+    def __init__(
+        self, axis: str, inner: str, start: Expr, length: Expr, factor: int, baked: bool
+    ) -> None:
+        self.axis, self.inner, self.length, self.factor, self.baked = (
+            axis,
+            inner,
+            length,
+            factor,
+            baked,
+        )
         self.position = start + Var(inner)
         self.grown: dict[str, Buffer] = {}
 
@@ -140,7 +158,11 @@ class Swap:
     def __call__(self, kernel: Kernel) -> Kernel:
         first = _loop(kernel, self.outer)
         second = first.body
-        if not isinstance(second, For) or second.axis != self.inner or self.outer in variables(second.extent):
+        if (
+            not isinstance(second, For)
+            or second.axis != self.inner
+            or self.outer in variables(second.extent)
+        ):
             raise ScheduleError(f"{self}: the loops are not directly nested")
         if why := shared_writes(first) or shared_writes(second):
             raise ScheduleError(f"{self}: {why}")
@@ -160,13 +182,16 @@ class Bind:
             if why := shared_writes(target):
                 raise ScheduleError(f"{self}: {why}")
             if not _is_outermost(kernel, target):
-                raise ScheduleError(f"{self}: only a loop with nothing but parallel loops around it can be bound")
+                raise ScheduleError(
+                    f"{self}: only a loop with nothing but parallel loops around it can be bound"
+                )
         return _replaced(kernel, target, replace(target, kind=self.kind))
 
 
 @dataclass(frozen=True)
 class Bake:
-    """Print the extent of a loop as a literal: for windows and other sizes that belong to the structure."""
+    """Print the extent of a loop as a literal: for windows and other sizes that belong to the
+    structure."""
 
     axis: str
 
@@ -177,21 +202,35 @@ class Bake:
 
 @dataclass(frozen=True)
 class Tensorize:
-    """Compute a blocked sum of products on register tiles; its meaning stays the loops it replaces."""
+    """Compute a blocked sum of products on register tiles; its meaning stays the loops it
+    replaces."""
 
     columns: str
     rows: str = ""
 
     def __call__(self, kernel: Kernel) -> Kernel:
-        found: list[Alloc] = [n for n in walk(kernel.body) if isinstance(n, Alloc) and self._matches(n)]
+        found: list[Alloc] = [
+            n for n in walk(kernel.body) if isinstance(n, Alloc) and self._matches(n)
+        ]
         if len(found) != 1:
             raise ScheduleError(f"{self}: {len(found)} blocked sums of products with these axes")
         old = found[0]
         assert isinstance(old.body, Sequence)
         start, steps, *rest = old.body.stmts
-        if microtile(steps, self.rows, self.columns, axis_ranges(kernel.body), old.buffer.shape[-1]) is None:
+        if (
+            microtile(
+                steps, self.rows, self.columns, axis_ranges(kernel.body), old.buffer.shape[-1]
+            )
+            is None
+        ):
             raise ScheduleError(f"{self}: the operands are not stepped through evenly")
-        tile = Tile(old.buffer, self.rows, self.columns, tuple(_depth(steps, self._own)), Sequence((start, steps)))
+        tile = Tile(
+            old.buffer,
+            self.rows,
+            self.columns,
+            tuple(_depth(steps, self._own)),
+            Sequence((start, steps)),
+        )
         new = replace(old, body=Sequence((tile, *rest)))
         return _replaced(kernel, old, new)
 
@@ -201,7 +240,11 @@ class Tensorize:
 
     def _matches(self, n: Alloc) -> bool:
         body = n.body
-        if not isinstance(body, Sequence) or len(body.stmts) < 2 or len(n.buffer.shape) != (2 if self.rows else 1):
+        if (
+            not isinstance(body, Sequence)
+            or len(body.stmts) < 2
+            or len(n.buffer.shape) != (2 if self.rows else 1)
+        ):
             return False
         start, steps = _leaf(body.stmts[0]), _leaf(body.stmts[1])
         return (
@@ -220,7 +263,8 @@ Directive = Merge | Block | Swap | Bind | Bake | Tensorize
 
 
 def schedule(kernel: Kernel, directives: Iterable[Directive]) -> Kernel:
-    """The kernel after each directive in turn, verified each time; the directives are kept with it."""
+    """The kernel after each directive in turn, verified each time; the directives are kept with
+    it."""
     for d in directives:
         changed = d(kernel)
         kernel = verify(replace(_simplified(changed), schedule=(*kernel.schedule, d)))
@@ -301,7 +345,9 @@ def _used_outside_indices(node: Node, axis: str) -> bool:
     if isinstance(node, (Load, Store, Accumulate)):
         inner: list[Node] = [node.value] if isinstance(node, (Store, Accumulate)) else []
         loads_of_loads = [i for i in node.index if any(isinstance(n, Load) for n in walk(i))]
-        return any(_used_outside_indices(n, axis) for n in inner) or any(axis in variables(i) for i in loads_of_loads)
+        return any(_used_outside_indices(n, axis) for n in inner) or any(
+            axis in variables(i) for i in loads_of_loads
+        )
     if isinstance(node, Var):
         return node.name == axis
     return any(_used_outside_indices(c, axis) for c in children(node))

@@ -1,4 +1,5 @@
-"""Which directives a kernel gets when nobody says otherwise. Depends on structure, extents and the machine only."""
+"""Which directives a kernel gets when nobody says otherwise. Depends on structure, extents and the
+machine only."""
 
 from __future__ import annotations
 
@@ -10,15 +11,27 @@ from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.ir import Accumulate, Const, For, Kernel, Load, LoopKind, Stmt, Store, walk
 from tilewright.loops.locate import axis_ranges, find_loop, offset, outer_loops
-from tilewright.schedule.directives import Bake, Bind, Block, Directive, Merge, Swap, Tensorize, schedule
+from tilewright.schedule.directives import (
+    Bake,
+    Bind,
+    Block,
+    Directive,
+    Merge,
+    Swap,
+    Tensorize,
+    schedule,
+)
 
 WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
-VECTOR_BLOCK = 64  # elements that are accumulated side by side where the summed axis is not contiguous
+VECTOR_BLOCK = (
+    64  # elements that are accumulated side by side where the summed axis is not contiguous
+)
 
 
 @dataclass(frozen=True)
 class TileLimits:
-    """Rows that fit the registers, by number of vectors in a row; vector length by bits of an element."""
+    """Rows that fit the registers, by number of vectors in a row; vector length by bits of an
+    element."""
 
     rows: dict[int, int]
     lanes: dict[int, int]
@@ -95,10 +108,17 @@ def _reduce(builder: _Builder) -> None:
 
 
 def _prefers_vector_block(kernel: Kernel, axis: str) -> bool:
-    """Whether the results along `axis` lie side by side in the operands while the summed elements do not."""
+    """Whether the results along `axis` lie side by side in the operands while the summed elements
+    do not."""
     ranges = axis_ranges(kernel.body)
     inner = _innermost(kernel.body)
-    loads = [n for s in walk(kernel.body) if isinstance(s, Accumulate) for n in walk(s.value) if isinstance(n, Load)]
+    loads = [
+        n
+        for s in walk(kernel.body)
+        if isinstance(s, Accumulate)
+        for n in walk(s.value)
+        if isinstance(n, Load)
+    ]
     forms = [offset(n.buffer, n.index, ranges) for n in loads if n.buffer.shape]
     contiguous = sum(f.coefficient(axis) == 1 for f in forms)
     along = sum(f.coefficient(a) == 1 for f in forms for a in inner)
@@ -108,7 +128,9 @@ def _prefers_vector_block(kernel: Kernel, axis: str) -> bool:
 def _innermost(s: Stmt) -> set[str]:
     """Axes of the loops directly around accumulations."""
     return {
-        n.axis for n in walk(s) if isinstance(n, For) and isinstance(n.body, Accumulate) and n.kind is LoopKind.SERIAL
+        n.axis
+        for n in walk(s)
+        if isinstance(n, For) and isinstance(n.body, Accumulate) and n.kind is LoopKind.SERIAL
     }
 
 
@@ -125,7 +147,9 @@ def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimit
         if not builder.attempt(Block(rows, height, overlap=True)):
             rows = ""
     builder.attempt(Block(columns, panel))
-    builder.attempt(Tensorize(f"{columns}_i", f"{rows}_i" if rows else ""))  # plain loops remain otherwise
+    builder.attempt(
+        Tensorize(f"{columns}_i", f"{rows}_i" if rows else "")
+    )  # plain loops remain otherwise
     _bind(builder, builder.axes)
 
 
@@ -147,7 +171,13 @@ def _near_equal(extent: int, most: int) -> int:
 def _bake_windows(builder: _Builder) -> None:
     """Print small summed extents as literals."""
     for n in list(walk(builder.kernel.body)):
-        if isinstance(n, For) and not n.baked and n.kind is LoopKind.SERIAL and _is_small(n) and _sums(n):
+        if (
+            isinstance(n, For)
+            and not n.baked
+            and n.kind is LoopKind.SERIAL
+            and _is_small(n)
+            and _sums(n)
+        ):
             builder.attempt(Bake(n.axis))
 
 
@@ -156,5 +186,6 @@ def _is_small(n: For) -> bool:
 
 
 def _sums(n: For) -> bool:
-    return any(isinstance(s, Accumulate) for s in walk(n.body)) and not any(isinstance(s, Store) for s in walk(n.body))
-
+    return any(isinstance(s, Accumulate) for s in walk(n.body)) and not any(
+        isinstance(s, Store) for s in walk(n.body)
+    )
