@@ -305,7 +305,18 @@ def _learn_comparison(
     upper = {ScalarOp.LT: high - 1, ScalarOp.LE: high, ScalarOp.EQ: high}.get(op, float("inf"))
     lower = {ScalarOp.GT: low + 1, ScalarOp.GE: low, ScalarOp.EQ: low}.get(op, float("-inf"))
     old = facts.get(form, (float("-inf"), float("inf")))
-    return {**facts, form: (max(old[0], lower), min(old[1], upper))}
+    span = max(old[0], lower), min(old[1], upper)
+    return {**facts, form: span, **_learn_dividend(form, span, ranges)}
+
+
+def _learn_dividend(form: Linear, span: Range, ranges: Mapping[str, Range]) -> Facts:
+    """Where x % d lies in [a, b], x lies in [d * least quotient + a, d * greatest quotient + b]."""
+    match form.terms:
+        case ((Apply(op=ScalarOp.MOD, args=(x, Const(value=d))), 1),):
+            low, high = interval(x, ranges)
+            a, b = max(span[0] - form.constant, 0.0), min(span[1] - form.constant, float(d) - 1)
+            return {linear(x, ranges): (low // d * d + a, high // d * d + b)}
+    return {}
 
 
 def _learn_extent(axis: str, extent: Expr, ranges: Mapping[str, Range], facts: Facts) -> Facts:

@@ -98,6 +98,11 @@ def bit_shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
         raise fail(f"direction {direction!r} is neither LEFT nor RIGHT")
     if a.dtype.kind == "u":
         return elementwise(lambda v, w: apply(ScalarOp.SHR, v, w), a, b)
-    # A shift by the whole width or more leaves the sign, as does a shift by all bits but one.
+    # A shift by the whole width or more leaves the sign, as does a shift by all bits but one;
+    # a negative count is a large one when its bits are read as those of an unsigned number.
     last = a.dtype.bits - 1
-    return elementwise(lambda v, w: apply(ScalarOp.SHR, v, minimum(w, last)), a, b)
+
+    def shifted(v: Expr, w: Expr) -> Expr:
+        return apply(ScalarOp.SHR, v, select(w < 0, last, minimum(w, last)))
+
+    return elementwise(shifted, a, b)
