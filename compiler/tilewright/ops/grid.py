@@ -1,4 +1,5 @@
-"""Reading images at points that come from data: GridSample, and AffineGrid, which makes such points.
+"""Reading images at points that come from data: GridSample, and AffineGrid, which makes such
+points.
 
 Source: https://onnx.ai/onnx/operators/
 """

@@ -27,7 +27,8 @@ def col2im(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Tensor:
-    """The image whose sliding blocks are columns of x (N, C * block, number of blocks); where blocks
+    """The image whose sliding blocks are columns of x (N, C * block, number of blocks); where
+    blocks
     overlap, they are added.
     """
     image, block = known_ints(image_shape), known_ints(block_shape)
@@ -77,7 +78,8 @@ def _windows(
 
 @op("CenterCropPad")
 def center_crop_pad(x: Tensor, shape: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
-    """The middle of x in some dimensions, or x in the middle of zeros; an odd element is at the end."""
+    """The middle of x in some dimensions, or x in the middle of zeros; an odd element is at the
+    end."""
     dims = [normalize_axis(a, x.rank) for a in (range(x.rank) if axes is None else axes)]
     wanted = known_ints(shape)
     if len(wanted) != len(dims) or min(wanted, default=0) < 0:

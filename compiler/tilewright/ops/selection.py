@@ -87,7 +87,8 @@ def _sorted(rows: Array, largest: bool) -> Array:
     if not largest:
         return np.argsort(rows, axis=-1, kind="stable")
     backwards = np.argsort(rows[..., ::-1], axis=-1, kind="stable")[..., ::-1]
-    return rows.shape[-1] - 1 - backwards
+    forwards: Array = rows.shape[-1] - 1 - backwards
+    return forwards
 
 
 def _among_best(row: Array, largest: bool, count: int) -> Array:
@@ -97,4 +98,5 @@ def _among_best(row: Array, largest: bool, count: int) -> Array:
     rank = len(row) - count if largest else count - 1
     last = np.partition(row, rank)[rank]
     kept = np.flatnonzero(~(row < last) if largest else ~(row > last))
-    return kept[_sorted(row[kept], largest)][:count]
+    best: Array = kept[_sorted(row[kept], largest)][:count]
+    return best

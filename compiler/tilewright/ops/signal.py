@@ -1,4 +1,5 @@
-"""Fourier transforms and what goes with them. Lengths are known when shapes are, so a transform is a
+"""Fourier transforms and what goes with them. Lengths are known when shapes are, so a transform is
+a
 contraction with a constant matrix of cosines and sines, and windows are constants.
 
 Source: https://onnx.ai/onnx/operators/
@@ -7,6 +8,7 @@ Source: https://onnx.ai/onnx/operators/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,13 +16,51 @@ from tilewright.dtypes import DType, from_onnx
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import Expr
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, elementwise, fail, normalize_axis, reshape_to, view
-from tilewright.ops.registry import op
+from tilewright.ops.common import fail, normalize_axis, reshape_to, view
+from tilewright.ops.registry import host_op, op
 from tilewright.ops.tensor import Constant, Tensor, compute, constant, known, known_ints
 
 LARGEST = 2048 * 2048  # samples times frequencies up to which a product with a matrix will do
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A discrete Fourier transform of `samples` along `axis`, checked."""
+
+    axis: int
+    samples: int
+    parts: int  # 1: the operand is real; 2: it is complex
+    inverse: bool
+    onesided: bool
+
+    @property
+    def real_result(self) -> bool:
+        return self.inverse and self.onesided
+
+    @property
+    def outputs(self) -> int:
+        """How many frequencies (or, of an inverse transform, samples) the result has."""
+        half = self.onesided and not self.inverse
+        return self.samples // 2 + 1 if half else self.samples
+
+
+def _transform(
+    shape: Sequence[int], length: int | None, axis: int | None, inverse: int, onesided: int
+) -> Transform:
+    """The transform of an operand of this shape."""
+    given = -2 if axis is None else axis
+    at = normalize_axis(given, len(shape))
+    if len(shape) < 2 or at == len(shape) - 1 or shape[-1] not in (1, 2):
+        raise fail(f"shape {tuple(shape)} cannot be transformed along axis {given}")
+    if onesided and shape[-1] == (1 if inverse else 2):
+        raise fail("a onesided transform has real numbers on one side, complex ones on the other")
+    extent = 2 * (shape[at] - 1) if inverse and onesided else shape[at]
+    n = extent if length is None else length
+    if n < 1:
+        raise fail(f"a transform of {n} samples")
+    return Transform(at, n, shape[-1], bool(inverse), bool(onesided))
 
 
 @op("DFT")
@@ -32,32 +72,49 @@ def dft(
     inverse: int = 0,
     onesided: int = 0,
 ) -> Tensor:
-    """The discrete Fourier transform along one axis of x, whose last dimension holds the parts."""
-    given = known_ints(axis)[0] if axis is not None else -2
-    at = normalize_axis(given, x.rank)
-    if x.rank < 2 or at == x.rank - 1 or x.shape[-1] not in (1, 2):
-        raise fail(f"shape {x.shape} cannot be transformed along axis {given}")
-    n = (
-        known_ints(dft_length)[0]
-        if dft_length is not None
-        else _length(x.shape[at], inverse, onesided)
-    )
-    if onesided and x.shape[-1] == (1 if inverse else 2):
-        raise fail("a onesided transform has real numbers on one side, complex ones on the other")
-    used = min(n, x.shape[at])
-    _require_moderate(n, used * x.shape[-1], x.dtype)
-    basis = _basis(n, used, x.shape[-1], bool(inverse), bool(onesided))
-    return _from_last(_transformed(_to_last(x, at, used), basis), at)
+    """The discrete Fourier transform along one axis of x, whose last dimension holds the parts.
+
+    Left to the host are long transforms, and the inverse one of complex numbers: its matrix would
+    have four times the elements of a real one, and what cancels would leave more noise.
+    """
+    length = known_ints(dft_length)[0] if dft_length is not None else None
+    given = known_ints(axis)[0] if axis is not None else None
+    t = _transform(x.shape, length, given, inverse, onesided)
+    used = min(t.samples, x.shape[t.axis])
+    if t.inverse and not t.onesided:
+        raise UnsupportedError("an inverse transform of complex numbers")
+    _require_moderate(t, used, x.dtype)
+    return _from_last(_transformed(_to_last(x, t.axis, used), _basis(t, used)), t.axis)
 
 
-def _require_moderate(n: int, samples: int, dtype: DType) -> None:
-    """Anything but a moderate transform of floats is left to NumPy's fast transform."""
-    if n < 1 or samples * n > LARGEST or not dtype.is_float:
-        raise UnsupportedError(f"a transform of {n} {dtype.name} samples")
+def _require_moderate(t: Transform, used: int, dtype: DType) -> None:
+    """Anything but a moderate transform of floats is left to the host's fast transform."""
+    if used * t.parts * t.outputs > LARGEST or not dtype.is_float:
+        raise UnsupportedError(f"a transform of {t.samples} {dtype.name} samples")
 
 
-def _length(extent: int, inverse: int, onesided: int) -> int:
-    return 2 * (extent - 1) if inverse and onesided else extent
+@host_op("DFT")
+def dft_on_host(
+    x: Array,
+    dft_length: Array | None = None,
+    axis: Array | None = None,
+    *,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Array:
+    """The same, by NumPy's fast transform."""
+    length = None if dft_length is None else int(dft_length.reshape(()))
+    given = None if axis is None else int(axis.reshape(()))
+    return _fast(x, _transform(x.shape, length, given, inverse, onesided))
+
+
+def _fast(x: Array, t: Transform) -> Array:
+    values = x[..., 0] if t.parts == 1 else x[..., 0] + 1j * x[..., 1]
+    if t.real_result:
+        return np.fft.irfft(values, t.samples, t.axis)[..., None].astype(x.dtype)
+    change = np.fft.rfft if t.onesided else np.fft.ifft if t.inverse else np.fft.fft
+    spectrum = change(values, t.samples, t.axis)
+    return np.stack([spectrum.real, spectrum.imag], axis=-1).astype(x.dtype)
 
 
 def _to_last(x: Tensor, axis: int, used: int) -> Tensor:
@@ -84,23 +141,22 @@ def _from_last(y: Tensor, axis: int) -> Tensor:
     return view(y, [y.shape[k] for k in order], lambda *i: [i[p] for p in place])
 
 
-def _basis(n: int, used: int, parts: int, inverse: bool, onesided: bool) -> Array:
-    """[sample, part of it, frequency, part of it]: what each part of a sample adds to the result."""
-    real_result = inverse and onesided
-    outputs = n // 2 + 1 if onesided and not inverse else n
-    steps = np.outer(np.arange(used), np.arange(outputs)) % n
-    angle = (2 if inverse else -2) * np.pi / n * steps
+def _basis(t: Transform, used: int) -> Array:
+    """[sample, part of it, frequency, part of it]: what each part of a sample adds to the
+    result."""
+    n = t.samples
+    steps = np.outer(np.arange(used), np.arange(t.outputs)) % n
+    angle = (2 if t.inverse else -2) * np.pi / n * steps
     cos, sin = np.cos(angle), np.sin(angle)
-    table = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 3, 1)[:, :parts]
-    if inverse:
+    table = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 3, 1)[:, : t.parts]
+    if t.inverse:
         table = table / n
-    if real_result:
-        table = _mirrored(table[..., :1], n)
-    return table
+    return _mirrored(table[..., :1], n) if t.real_result else table
 
 
 def _mirrored(table: Array, n: int) -> Array:
-    """The basis for a real result, whose other half of the spectrum is the conjugate of the first."""
+    """The basis for a real result, whose other half of the spectrum is the conjugate of the
+    first."""
     half = table[: n // 2 + 1]
     twice = np.full(len(half), 2.0)
     twice[0] = 1.0
@@ -112,22 +168,17 @@ def _mirrored(table: Array, n: int) -> Array:
 
 
 def _transformed(x: Tensor, basis: Array) -> Tensor:
-    """x [..., samples, parts] times the basis: [..., frequencies, parts].
-
-    Summed in float64: a sum over all samples is less accurate than the few sums of a fast transform.
-    """
+    """x [..., samples, parts] times the basis: [..., frequencies, parts]."""
     samples, parts, outputs, kinds = basis.shape
-    matrix = constant(basis.reshape(samples * parts, outputs * kinds), DType.F64)
-    wide = elementwise(lambda v: cast(DType.F64, v), x)
-    rows = reshape_to(wide, (*x.shape[:-2], samples * parts))
+    matrix = constant(basis.reshape(samples * parts, outputs * kinds), x.dtype)
+    rows = reshape_to(x, (*x.shape[:-2], samples * parts))
 
     def element(*axes: Expr) -> Expr:
         return rows[(*axes[:-2], axes[-1])] * matrix[axes[-1], axes[-2]]
 
     shape = (*rows.shape[:-1], matrix.shape[1])
     product = compute(shape, element, reduce=ScalarOp.ADD, over=[samples * parts])
-    narrow = elementwise(lambda v: cast(x.dtype, v), product)
-    return reshape_to(narrow, (*rows.shape[:-1], outputs, kinds))
+    return reshape_to(product, (*rows.shape[:-1], outputs, kinds))
 
 
 @op("STFT")
@@ -140,33 +191,60 @@ def stft(
     onesided: int = 1,
 ) -> Tensor:
     """The Fourier transforms of windows that slide over a signal (batch, length, parts)."""
-    if signal.rank != 3 or signal.shape[-1] not in (1, 2):
-        raise fail(f"a signal of shape {signal.shape}, not (batch, length, 1 or 2)")
-    batch, length, parts = signal.shape
-    default = window.shape[0] if window is not None else length
-    n = known_ints(frame_length)[0] if frame_length is not None else default
+    given = known_ints(frame_length)[0] if frame_length is not None else None
     step = known_ints(frame_step)[0]
-    if n < 1 or n > length or step < 1 or (window is not None and window.shape != (n,)):
-        raise fail(f"frames of {n} samples every {step} in a signal of {length}")
-    if onesided and parts == 2:
-        raise fail("a onesided transform needs a real signal")
-    _require_moderate(n, n * parts, signal.dtype)
-    basis = _basis(n, n, parts, False, bool(onesided))
-    outputs = basis.shape[2] * 2
-    plain = constant(basis.reshape(n, parts, outputs), signal.dtype)
+    t = _framed(signal.shape, step, None if window is None else window.shape, given, onesided)
+    _require_moderate(t, t.samples, signal.dtype)
+    outputs = 2 * t.outputs
+    basis = _basis(t, t.samples).reshape(t.samples, t.parts, outputs)
+    plain = constant(basis, signal.dtype)
     matrix = plain if window is None else _windowed(plain, window)
-    frames = (length - n) // step + 1
+    frames = (signal.shape[1] - t.samples) // step + 1
 
-    def real(b: Expr, f: Expr, j: Expr, k: Expr) -> Expr:
-        return signal[b, f * step + k, 0] * matrix[k, 0, j]
-
-    def both(b: Expr, f: Expr, j: Expr, k: Expr, p: Expr) -> Expr:
+    def element(b: Expr, f: Expr, j: Expr, k: Expr, *part: Expr) -> Expr:
+        p = part[0] if part else 0
         return signal[b, f * step + k, p] * matrix[k, p, j]
 
-    over = [n] if parts == 1 else [n, parts]
-    shape = (batch, frames, outputs)
-    product = compute(shape, real if parts == 1 else both, reduce=ScalarOp.ADD, over=over)
-    return reshape_to(product, (batch, frames, outputs // 2, 2))
+    over = [t.samples] if t.parts == 1 else [t.samples, t.parts]
+    shape = (signal.shape[0], frames, outputs)
+    product = compute(shape, element, reduce=ScalarOp.ADD, over=over)
+    return reshape_to(product, (*shape[:2], t.outputs, 2))
+
+
+def _framed(
+    shape: Sequence[int],
+    step: int,
+    window: Sequence[int] | None,
+    length: int | None,
+    onesided: int,
+) -> Transform:
+    """The transform of each frame: along axis 2 of (batch, frame, sample, part)."""
+    if len(shape) != 3 or shape[2] not in (1, 2):
+        raise fail(f"a signal of shape {tuple(shape)}, not (batch, length, 1 or 2)")
+    default = window[0] if window else shape[1]
+    n = default if length is None else length
+    if not 1 <= n <= shape[1] or step < 1 or (window is not None and tuple(window) != (n,)):
+        raise fail(f"frames of {n} samples every {step} in a signal of {shape[1]}")
+    return _transform((shape[0], 1, n, shape[2]), n, 2, 0, onesided)
+
+
+@host_op("STFT")
+def stft_on_host(
+    signal: Array,
+    frame_step: Array,
+    window: Array | None = None,
+    frame_length: Array | None = None,
+    *,
+    onesided: int = 1,
+) -> Array:
+    """The same, by NumPy's fast transform."""
+    given = None if frame_length is None else int(frame_length.reshape(()))
+    step = int(frame_step.reshape(()))
+    extent = None if window is None else window.shape
+    t = _framed(signal.shape, step, extent, given, onesided)
+    slid = np.lib.stride_tricks.sliding_window_view(signal, t.samples, axis=1)[:, ::step]
+    frames = slid.swapaxes(2, 3)
+    return _fast(frames if window is None else frames * window[:, None], t)
 
 
 def _windowed(matrix: Constant, window: Tensor) -> Tensor:
