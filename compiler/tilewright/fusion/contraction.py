@@ -28,6 +28,7 @@ from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Constant
 
 MIN_COLUMNS = 4
+MIN_REUSE = 4  # rows that must share a panel for packing it on the way to pay
 MIN_WORK = 256  # multiplications below which plain loops do as well
 
 
@@ -112,6 +113,8 @@ def _arrange(t: Compute, a: Operand, b: Operand) -> Contraction | None:
         return None
     free = [x for x in t.axes if x in a.axes - b.axes]
     rows = max(free, key=lambda x: (extents[x] > 1, x == free[-1], extents[x]), default=None)
+    if not isinstance(b.load.buffer, Constant) and (rows is None or extents[rows] < MIN_REUSE):
+        return None
     depth = _depth_order(t, a)
     if depth is None or (rows and not _steps_evenly(t, a, rows)):
         return None

@@ -15,6 +15,7 @@ from tilewright.fusion.inline import Program, ranges_of
 from tilewright.loops.affine import Linear, linear, simplify_loads
 from tilewright.loops.ir import (
     Apply,
+    Buffer,
     Cast,
     Const,
     Expr,
@@ -22,33 +23,34 @@ from tilewright.loops.ir import (
     Select,
     Var,
     dtype_of,
+    rewrite,
     substitute,
     variables,
 )
 from tilewright.loops.locate import offset
 from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.show import show_expr
 from tilewright.ops.common import cast
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Compute, Constant, Reduction, Tensor, compute, constant, sources
 
-PackKey = tuple[int, tuple[int, ...], str]
+PackKey = tuple[tuple[int, ...], tuple[int, ...], str]
 
 
 class PackedWeights:
     """Packed constants by what they were packed from and how; shared by all plans of a model."""
 
     def __init__(self) -> None:
-        self._packed: dict[
+        self._packed: dict[PackKey, tuple[list[np.ndarray], np.ndarray]] = {}
             PackKey, tuple[np.ndarray, np.ndarray]
         ] = {}  # the source stays alive with its copy
 
     def get(self, packed: Compute) -> np.ndarray:
         """The elements of `packed`, a map of one constant."""
-        (source,) = sources(packed)
-        assert isinstance(source, Constant)
-        key = (id(source.value), packed.shape, _signature(packed))
+        parts = [s.value for s in sources(packed) if isinstance(s, Constant)]
+        key = (tuple(map(id, parts)), packed.shape, _signature(packed))
         if key not in self._packed:
-            self._packed[key] = (source.value, _materialize(packed, source))
+            self._packed[key] = (parts, _materialize(packed))
         return self._packed[key][1]
 
     @property
@@ -65,7 +67,7 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
         contraction = program.contractions.get(t.name)
         if isinstance(t, Compute) and contraction is not None:
             t, contraction = _merge_depth(t, contraction)
-            packed = _panels(t, contraction, lanes[t.dtype.bits])
+            packed = _from_constants(_panels(t, contraction, lanes[t.dtype.bits]))
             stored: Tensor = (
                 constant(weights.get(packed), packed.dtype) if _is_constant(packed) else packed
             )
@@ -74,6 +76,8 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
             program.consumers[stored.name] = [t]
             for s in sources(packed):
                 program.consumers[s.name].append(stored)
+        elif isinstance(t, Compute) and t.strides is not None and t.reduction is not None:
+            t = _channels_innermost(t)
         order.append(t)
         done[t.name] = t
     program.order = order
@@ -81,9 +85,53 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
     return program
 
 
+def _channels_innermost(t: Compute) -> Compute:
+    """t with constants that follow its channels laid out as they are read: channel by channel.
+
+    For depthwise convolutions, whose weights come with the window innermost.
+    """
+
+    def rule(n: object) -> Load | None:
+        if not isinstance(n, Load) or not isinstance(n.buffer, Constant) or n.buffer.strides:
+            return None
+        along = [k for k, i in enumerate(n.index) if i == Var(t.axes[1])]
+        if len(along) != 1 or n.buffer.rank < 2:
+            return None
+        return Load(_innermost(n.buffer, along[0]), n.index)
+
+    return replace(t, body=rewrite(t.body, rule))  # type: ignore[arg-type]
+
+
+def _innermost(c: Constant, axis: int) -> Constant:
+    """The same constant with one dimension contiguous in memory."""
+    order = [*(k for k in range(c.rank) if k != axis), axis]
+    stored = np.ascontiguousarray(c.value.transpose(order))
+    strides = [0] * c.rank
+    for place, k in enumerate(order):
+        strides[k] = stored.strides[place] // stored.itemsize
+    return replace(c, name=f"{c.name}_last{axis}", strides=tuple(strides), value=stored)
+
+
 def _is_constant(packed: Compute) -> bool:
     found = sources(packed)
-    return len(found) == 1 and isinstance(found[0], Constant)
+    return bool(found) and all(isinstance(s, Constant) for s in found)
+
+
+def _from_constants(packed: Compute) -> Compute:
+    """The panels with maps of constants computed inside: weights that are widened, scaled, shifted.
+
+    Then they depend on constants alone and are packed once.
+    """
+
+    def rule(n: object) -> Expr | None:
+        if not isinstance(n, Load) or not isinstance(p := n.buffer, Compute) or p.reduction:
+            return None
+        if not all(isinstance(s, Constant) for s in sources(p)):
+            return None
+        return substitute(p.body, dict(zip(p.axes, n.index, strict=True)))  # type: ignore[return-value]
+
+    body: Expr = rewrite(packed.body, rule)  # type: ignore[arg-type,assignment]
+    return packed if body is packed.body else replace(packed, body=body)
 
 
 def _merge_depth(t: Compute, c: Contraction) -> tuple[Compute, Contraction]:
@@ -184,13 +232,17 @@ def _read_panels(t: Compute, c: Contraction, stored: Tensor) -> tuple[Compute, C
 
 
 def _signature(packed: Compute) -> str:
-    """How a map reads its constant, in canonical names."""
+    """How a map reads its constants, in canonical names."""
     env: dict[str, Expr] = {a: Var(f"p{k}") for k, a in enumerate(packed.axes)}
-    load = next(n for n in _loads(packed.body))
-    ranges = {f"p{k}": (0.0, float(n) - 1) for k, n in enumerate(packed.shape)}
-    where = offset(load.buffer, tuple(substitute(i, env) for i in load.index), ranges)  # type: ignore[misc]
-    guard = substitute(packed.body.condition, env) if isinstance(packed.body, Select) else None
-    return f"{packed.dtype} {where} {guard}"
+    order = {s.name: k for k, s in enumerate(sources(packed))}
+
+    def rule(n: object) -> Load | None:
+        if isinstance(n, Load):
+            c = n.buffer
+            return Load(Buffer(f"c{order[c.name]}", c.dtype, c.shape, c.strides), n.index)
+        return None
+
+    return show_expr(rewrite(substitute(packed.body, env), rule))  # type: ignore[arg-type]
 
 
 def _loads(e: Expr) -> list[Load]:
@@ -204,11 +256,14 @@ def _loads(e: Expr) -> list[Load]:
     return []
 
 
-def _materialize(packed: Compute, source: Constant) -> np.ndarray:
+def _materialize(packed: Compute) -> np.ndarray:
     """The packed array: by strided copies where the panels are that regular, element by element
-    otherwise."""
-    load = _loads(packed.body)[0]
-    form = offset(source, load.index, ranges_of(packed))
+    otherwise.
+    """
+    loads = _loads(packed.body)
+    if len(loads) != 1 or not isinstance(source := loads[0].buffer, Constant):
+        return aligned(evaluate(packed))
+    form = offset(source, loads[0].index, ranges_of(packed))
     tail = _tail_only(packed)
     if form.nonlinear_axes() or tail is None:
         return aligned(evaluate(packed))

@@ -6,35 +6,38 @@ Source: https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from tilewright.dtypes import DType
 from tilewright.loops.ir import Expr, Operand, index_const
 from tilewright.ops.common import cast, checked_index, fail, normalize_axis, select
+from tilewright.ops.positions import at_position
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Constant, Tensor, compute, known_ints
 
 
 @op("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    """The slices of x along an axis that the indices name."""
     at = normalize_axis(axis, x.rank)
+    if x.rank == 0:
+        raise fail("there is no axis to gather along")
     r = indices.rank
     shape = (*x.shape[:at], *indices.shape, *x.shape[at + 1 :])
-    if isinstance(indices, Constant) and indices.size == 1:
-        fixed = _fixed(int(indices.value.ravel()[0]), x.shape[at])
-        return compute(shape, lambda *i: x[[*i[:at], fixed, *i[at + r :]]])
-
-    def element(*i: Expr) -> Operand:
-        where = checked_index(indices[i[at : at + r]], x.shape[at])
-        return x[[*i[:at], where, *i[at + r :]]]
-
-    return compute(shape, element)
+    where = _places(indices, x.shape[at])
+    return compute(shape, lambda *i: x[[*i[:at], where(i[at : at + r]), *i[at + r :]]])
 
 
-def _fixed(index: int, extent: int) -> int:
-    if not -extent <= index < extent:
-        raise fail(f"index {index} is out of range for extent {extent}")
-    return index % extent
+def _places(indices: Tensor, extent: int) -> Callable[[Sequence[Expr]], Expr]:
+    """The index at a place of `indices`; those that are known and right need no check."""
+    if isinstance(indices, Constant) and indices.size:
+        found = indices.value.astype(np.int64)
+        table = np.where(found < 0, found + extent, found)
+        if table.min() >= 0 and table.max() < extent:
+            return lambda i: at_position(table, i, extent)
+    return lambda i: checked_index(indices[tuple(i)], extent)
 
 
 @op("GatherElements")

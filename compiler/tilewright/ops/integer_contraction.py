@@ -1,5 +1,8 @@
-"""Quantised contractions: operands widened to int32 less their zero points, products summed in
-int32, and the sums scaled back. Scales and zero points are read at run time.
+"""Quantised contractions: operands less their zero points, products summed, and the sums scaled
+back. Scales and zero points are read at run time.
+
+Sums of products of bytes are far below 2^53, so float64 holds them exactly; and it has register
+tiles. The results are the int32 numbers that ONNX asks for.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from tilewright.ops.registry import op
 from tilewright.ops.tensor import Compute, Tensor, compute
 from tilewright.ops.windows import require_spatial
 
+WIDE = DType.F64
+
 
 @op("MatMulInteger")
 def matmul_integer(
@@ -29,9 +34,10 @@ def matmul_integer(
 
     https://onnx.ai/onnx/operators/onnx__MatMulInteger.html
     """
-    return matmul_product(
+    product = matmul_product(
         widened(a, a_zero_point, _per_row(a)), widened(b, b_zero_point, _per_column(b))
     )
+    return _integral(product)
 
 
 @op("ConvInteger")
@@ -54,7 +60,8 @@ def conv_integer(
     """
     require_spatial("ConvInteger", x.shape)
     dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, auto_pad)
-    return convolve(widened(x, x_zero_point, None), widened(w, w_zero_point, 0), dims, group)
+    product = convolve(widened(x, x_zero_point, None), widened(w, w_zero_point, 0), dims, group)
+    return _integral(product)
 
 
 @op("QLinearMatMul")
@@ -124,15 +131,20 @@ def _per_column(b: Tensor) -> int | None:
 
 
 def widened(x: Tensor, zero_point: Tensor | None, axis: int | None) -> Compute:
-    """x - zero_point in int32."""
+    """x - zero_point, exactly, in float64."""
     if not x.dtype.is_integer:
         raise UnsupportedError(f"a quantised contraction of {x.dtype.name}")
     if zero_point is None:
-        return compute(x.shape, lambda *i: Cast(DType.I32, x[i]))
+        return compute(x.shape, lambda *i: Cast(WIDE, x[i]))
     check_parameter(zero_point, x.shape, axis)
     return compute(
-        x.shape, lambda *i: Cast(DType.I32, x[i]) - Cast(DType.I32, parameter(zero_point, i, axis))
+        x.shape, lambda *i: Cast(WIDE, x[i]) - Cast(WIDE, parameter(zero_point, i, axis))
     )
+
+
+def _integral(product: Tensor) -> Tensor:
+    """Exact sums as the int32 numbers that they are."""
+    return compute(product.shape, lambda *i: Cast(DType.I32, product[i]))
 
 
 def check_parameter(p: Tensor, shape: Sequence[int], axis: int | None) -> None:
@@ -174,7 +186,7 @@ def _requantised(
     limits = np.iinfo(target.numpy)
 
     def element(*i: Expr) -> Expr:
-        total: Expr = product[i] if bias is None else product[i] + bias[i[1]]
+        total: Expr = product[i] if bias is None else product[i] + Cast(WIDE, bias[i[1]])
         left, right, result = (cast(DType.F32, parameter(p, i, axis)) for p, axis in scales)
         scaled = cast(DType.F32, total) * (left * right / result)
         shifted = apply(ScalarOp.RINT, scaled) + cast(

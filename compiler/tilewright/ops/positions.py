@@ -3,6 +3,8 @@ table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tilewright.loops.ir import Expr, Operand, index_const
@@ -10,24 +12,23 @@ from tilewright.ops.common import maximum, minimum
 from tilewright.ops.tensor import constant
 
 
-def at_position(table: np.ndarray, i: Expr, extent: int) -> Expr:
-    """table[i], where all entries are in [0, extent). Reading x there costs no table if the entries
-    are a * i + b, i // d or i * a + b clamped to the extent.
+def at_position(table: np.ndarray, i: Sequence[Expr], extent: int) -> Expr:
+    """table[i], where all entries are in [0, extent). There is no table to read if all entries are
+    the same, or if it has one dimension and entries i * a + b, i // d or i * a + b up to extent - 1.
     """
-    law = _arithmetic(table, i, extent)
+    if table.size and bool((table == table.flat[0]).all()):
+        return index_const(int(table.flat[0]))
+    law = _arithmetic(table, i[0], extent) if table.ndim == 1 else None
     if law is not None:
         return law
     entries = constant(table.astype(np.int64))
-    return minimum(maximum(entries[i], 0), extent - 1)
+    return minimum(maximum(entries[tuple(i)], 0), extent - 1)
 
 
 def _arithmetic(table: np.ndarray, i: Expr, extent: int) -> Expr | None:
-    """table[i] by arithmetic, if there is any for it."""
-    n = len(table)
-    first = int(table[0]) if n else 0
-    if n < 2 or bool((table == first).all()):
-        return index_const(first)
-    numbers = np.arange(n)
+    """table[i] by arithmetic, if there is any for it; not all entries are the same."""
+    numbers = np.arange(len(table))
+    first = int(table[0])
     step = int(table[1]) - first
     if np.array_equal(table, first + step * numbers):
         scaled: Expr = i if step == 1 else i * step

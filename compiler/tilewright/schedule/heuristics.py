@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 from tilewright.errors import ScheduleError
 from tilewright.fusion.contraction import Contraction
@@ -119,10 +120,11 @@ def _prefers_vector_block(kernel: Kernel, axis: str) -> bool:
         for n in walk(s.value)
         if isinstance(n, Load)
     ]
-    forms = [offset(n.buffer, n.index, ranges) for n in loads if n.buffer.shape]
-    contiguous = sum(f.coefficient(axis) == 1 for f in forms)
-    along = sum(f.coefficient(a) == 1 for f in forms for a in inner)
-    return contiguous > along
+    if not loads:
+        return False
+    main = max(loads, key=lambda n: prod(n.buffer.shape))
+    form = offset(main.buffer, main.index, ranges)
+    return form.coefficient(axis) == 1 and not any(form.coefficient(a) == 1 for a in inner)
 
 
 def _innermost(s: Stmt) -> set[str]:
