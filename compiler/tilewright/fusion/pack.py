@@ -41,9 +41,8 @@ class PackedWeights:
     """Packed constants by what they were packed from and how; shared by all plans of a model."""
 
     def __init__(self) -> None:
+        # Sources stay alive with their copies, so that their identities stay theirs.
         self._packed: dict[PackKey, tuple[list[np.ndarray], np.ndarray]] = {}
-            PackKey, tuple[np.ndarray, np.ndarray]
-        ] = {}  # the source stays alive with its copy
 
     def get(self, packed: Compute) -> np.ndarray:
         """The elements of `packed`, a map of one constant."""

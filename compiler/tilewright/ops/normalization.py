@@ -38,10 +38,10 @@ def _narrowed(x: Tensor, dtype: DType) -> Tensor:
 
 def _centred(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The mean, the deviations from it, and their mean square."""
-    average = mean(x, list(axes), True)
+    average = mean(x, axes, True)
     deviation = elementwise(lambda a, b: a - b, x, average)
     square = elementwise(lambda d: d * d, deviation)
-    return average, deviation, mean(square, list(axes), True)
+    return average, deviation, mean(square, axes, True)
 
 
 def _inverse_root(v: Expr, epsilon: float) -> Expr:

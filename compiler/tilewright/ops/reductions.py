@@ -5,21 +5,17 @@ Source: https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 from tilewright.dtypes import DType
-from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import (
-    Accumulate,
-    Alloc,
-    Buffer,
     Const,
     Expr,
     For,
     Load,
+    LoopKind,
     Select,
-    Space,
     Stmt,
     Store,
     Var,
@@ -28,33 +24,70 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.ir import Block as Sequential
 from tilewright.loops.scalars import ScalarOp, identity
-from tilewright.ops.common import cast, elementwise, normalize_axis, reduce, select
+from tilewright.ops.common import (
+    cast,
+    elementwise,
+    fail,
+    normalize_axis,
+    reduce,
+    reshape_to,
+    select,
+)
+from tilewright.ops.operands import NATIVE, NUMBERS, require
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import NestOutput, Tensor, compute, fresh_axis, known_ints, nest
 
 Scalar = Callable[[Expr], Expr]
 
 
-def axes_of(x: Tensor, axes: Tensor | None, noop: int) -> list[int] | None:
-    """The reduced axes; None if the operator does nothing across elements."""
-    given = known_ints(axes) if axes is not None else []
+def axes_of(x: Tensor, axes: Tensor | None, noop: int) -> list[int]:
+    """The reduced axes; none if the operator combines no elements."""
+    given = known_ints(axes) if axes is not None and axes.size else []
     if not given:
-        return None if noop else list(range(x.rank))
-    return sorted({normalize_axis(a, x.rank) for a in given})
+        return [] if noop else list(range(x.rank))
+    chosen = {normalize_axis(a, x.rank) for a in given}
+    return sorted(chosen) if x.rank else []
 
 
-def _reduction(
-    monoid: ScalarOp, before: Scalar | None = None, after: Scalar | None = None
-) -> Callable[..., Tensor]:
+def converted(x: Tensor, dtype: DType) -> Tensor:
+    """x, its elements converted to dtype."""
+    return x if x.dtype is dtype else elementwise(lambda v: cast(dtype, v), x)
+
+
+def statistic_type(dtype: DType) -> DType:
+    """The type that sums which are not themselves the result are kept in."""
+    return DType.F64 if dtype.is_integer else dtype.compute
+
+
+def combine(
+    monoid: ScalarOp, x: Tensor, axes: Sequence[int], keepdims: bool, before: Scalar | None = None
+) -> Tensor:
+    """The reduction of before(x) over axes; just before(x) if there are none."""
+    if axes:
+        return reduce(monoid, x, axes, keepdims, before)
+    return elementwise(before, x) if before else x
+
+
+def _reduction(monoid: ScalarOp, kinds: str, before: Scalar | None = None) -> Callable[..., Tensor]:
     def function(
         x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
     ) -> Tensor:
+        require(kinds, x)
         chosen = axes_of(x, axes, noop_with_empty_axes)
-        if chosen is None:
-            result: Tensor = elementwise(before, x) if before else x
-        else:
-            result = reduce(monoid, x, chosen, bool(keepdims), before)
-        return elementwise(after, result) if after else result
+        return combine(monoid, x, chosen, bool(keepdims), before)
+
+    return function
+
+
+def _function_of_sum(after: Scalar, before: Scalar | None = None) -> Callable[..., Tensor]:
+    def function(
+        x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> Tensor:
+        require(NUMBERS, x)
+        chosen = axes_of(x, axes, noop_with_empty_axes)
+        wide = converted(x, statistic_type(x.dtype))
+        total = combine(ScalarOp.ADD, wide, chosen, bool(keepdims), before)
+        return converted(elementwise(after, total), x.dtype)
 
     return function
 
@@ -75,63 +108,50 @@ def _abs(v: Expr) -> Expr:
     return apply(ScalarOp.ABS, v)
 
 
-reduce_sum = op("ReduceSum")(_reduction(ScalarOp.ADD))
-reduce_prod = op("ReduceProd")(_reduction(ScalarOp.MUL))
-reduce_max = op("ReduceMax")(_reduction(ScalarOp.MAX))
-reduce_min = op("ReduceMin")(_reduction(ScalarOp.MIN))
-reduce_l1 = op("ReduceL1")(_reduction(ScalarOp.ADD, _abs))
-reduce_sum_square = op("ReduceSumSquare")(_reduction(ScalarOp.ADD, _square))
-reduce_log_sum = op("ReduceLogSum")(_reduction(ScalarOp.ADD, None, _log))
-
-
-@op("ReduceL2")
-def reduce_l2(
-    x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
-    total = reduce_sum_square(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
-    return elementwise(lambda v: rounded_sqrt(v, x.dtype), total)
-
-
-def rounded_sqrt(v: Expr, dtype: DType) -> Expr:
-    """The root of an element, by way of float64 for integers."""
-    return _sqrt(v) if dtype.is_float else cast(dtype, _sqrt(cast(DType.F64, v)))
+op("ReduceSum")(_reduction(ScalarOp.ADD, NUMBERS))
+op("ReduceProd")(_reduction(ScalarOp.MUL, NUMBERS))
+op("ReduceMax")(_reduction(ScalarOp.MAX, NATIVE))
+op("ReduceMin")(_reduction(ScalarOp.MIN, NATIVE))
+op("ReduceL1")(_reduction(ScalarOp.ADD, NUMBERS, _abs))
+op("ReduceSumSquare")(_reduction(ScalarOp.ADD, NUMBERS, _square))
+op("ReduceL2")(_function_of_sum(_sqrt, _square))
+op("ReduceLogSum")(_function_of_sum(_log))
 
 
 @op("ReduceMean")
 def reduce_mean(
     x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Tensor:
-    chosen = axes_of(x, axes, noop_with_empty_axes)
-    return x if chosen is None else mean(x, chosen, bool(keepdims))
+    require(NUMBERS, x)
+    return mean(x, axes_of(x, axes, noop_with_empty_axes), bool(keepdims))
 
 
-def mean(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
-    """The mean over axes, of integers too."""
+def mean(x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    """The mean over axes; that of integers is truncated, and 0 where there are none."""
     count = prod(x.shape[a] for a in axes)
-    total = reduce(ScalarOp.ADD, x, axes, keepdims)
-    if x.dtype.is_float and count:
-        return elementwise(lambda v: v * (1.0 / count), total)
-    return elementwise(lambda v: v / count, total)
+    total = combine(ScalarOp.ADD, converted(x, x.dtype.compute), axes, keepdims)
+    if x.dtype.is_integer:
+        return elementwise(lambda v: v / max(count, 1), total)
+    if count == 0:
+        return elementwise(lambda v: v / 0.0, converted(total, x.dtype))
+    return converted(elementwise(lambda v: v * (1.0 / count), total), x.dtype)
 
 
 @op("ReduceLogSumExp")
 def reduce_log_sum_exp(
     x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Tensor:
+    """Exponentials of differences from the maximum, so that none of them overflows."""
+    require(NUMBERS, x)
     chosen = axes_of(x, axes, noop_with_empty_axes)
-    if chosen is None:
+    if not chosen:
         return x
-    top = elementwise(finite, reduce(ScalarOp.MAX, x, chosen, True))
-    powers = elementwise(lambda a, b: apply(ScalarOp.EXP, a - b), x, top)
+    wide = converted(x, statistic_type(x.dtype))
+    top = elementwise(finite, reduce(ScalarOp.MAX, wide, chosen, True))
+    powers = elementwise(lambda a, b: apply(ScalarOp.EXP, a - b), wide, top)
     total = elementwise(lambda s, b: _log(s) + b, reduce(ScalarOp.ADD, powers, chosen, True), top)
-    if keepdims:
-        return total
-    kept = [k for k in range(x.rank) if k not in chosen]
-    zero = index_const(0)
-    return compute(
-        [x.shape[k] for k in kept],
-        lambda *i: total[[i[kept.index(k)] if k in kept else zero for k in range(x.rank)]],
-    )
+    shape = [1 if k in chosen else n for k, n in enumerate(x.shape) if keepdims or k not in chosen]
+    return converted(reshape_to(total, shape), x.dtype)
 
 
 def finite(v: Expr) -> Expr:
@@ -152,25 +172,28 @@ def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: i
 def _position(extremum: ScalarOp, x: Tensor, axis: int, keepdims: int, last: int) -> Tensor:
     """Where the extremum is: the least (or greatest) index at which the element equals it. NaN
     counts as extreme."""
+    require(NUMBERS, x)
     at = normalize_axis(axis, x.rank)
     if x.rank == 0:
         return compute((), lambda: index_const(0))
-    best = reduce(extremum, x, [at], True)
     n = x.shape[at]
+    if n == 0:
+        raise fail(f"there are no elements along axis {at}")
+    best = reduce(extremum, x, [at], True)
     shape = [1 if k == at else m for k, m in enumerate(x.shape) if keepdims or k != at]
 
     def element(*i: Expr) -> Expr:
         r, out = i[-1], list(i[:-1])
         if not keepdims:
             out.insert(at, index_const(0))
-        value, top = x[[r if k == at else v for k, v in enumerate(out)]], best[out]
+        out[at] = index_const(0)
+        value, top = x[[*out[:at], r, *out[at + 1 :]]], best[out]
         hit = value.eq(top)
         if x.dtype.is_float:
             hit = hit | apply(ScalarOp.ISNAN, value)
         return Select(hit, r, index_const(-1 if last else n))
 
-    found = compute(shape, element, reduce=ScalarOp.MAX if last else ScalarOp.MIN, over=[n])
-    return found
+    return compute(shape, element, reduce=ScalarOp.MAX if last else ScalarOp.MIN, over=[n])
 
 
 @op("CumSum")
@@ -184,30 +207,53 @@ def cum_prod(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -
 
 
 def _running(monoid: ScalarOp, x: Tensor, axis: Tensor, exclusive: int, reverse: int) -> Tensor:
+    require(NUMBERS, x)
+    if axis.size != 1 or x.rank == 0:
+        raise fail(f"one axis of rank 1 or more is expected, not {axis.size} of rank {x.rank}")
     at = normalize_axis(known_ints(axis)[0], x.rank)
-    if x.dtype.compute is not x.dtype:
-        raise UnsupportedError("running sums of half-precision numbers")
-    return nest(
-        [(x.shape, x.dtype)], lambda out: _running_body(monoid, x, out, at, exclusive, reverse)
-    )[0]
+    if x.size == 0:
+        return x
+    wide = converted(x, x.dtype.compute)
+    (made,) = nest(
+        [(x.shape, wide.dtype)],
+        lambda out: _running_body(monoid, wide, out, at, bool(exclusive), bool(reverse)),
+    )
+    return converted(made, x.dtype)
 
 
 def _running_body(
-    monoid: ScalarOp, x: Tensor, out: NestOutput, at: int, exclusive: int, reverse: int
+    monoid: ScalarOp, x: Tensor, out: NestOutput, at: int, exclusive: bool, reverse: bool
 ) -> Stmt:
-    total = Buffer(fresh_axis("s"), x.dtype, (), space=Space.LOCAL)
-    axes = [fresh_axis() for _ in x.shape]
-    step = Var(axes[at])
-    where: Expr = index_const(x.shape[at] - 1) - step if reverse else step
-    index = tuple(where if k == at else Var(a) for k, a in enumerate(axes))
-    add = Accumulate(total, (), monoid, Load(x, index))
-    put = Store(out, index, Load(total, ()))
-    body: Stmt = For(
-        axes[at], index_const(x.shape[at]), Sequential((put, add) if exclusive else (add, put))
-    )
-    start = Store(total, (), Const(identity(monoid, x.dtype), x.dtype))
-    body = Alloc(total, Sequential((start, body)))
-    for k in reversed(range(x.rank)):
-        if k != at:
-            body = For(axes[k], index_const(x.shape[k]), body)
+    """Each element from the one before it. The innermost loop runs along the last axis, where
+    memory is contiguous; it is the running one only if that is the last axis itself."""
+    names = [fresh_axis() for _ in x.shape]
+    end = x.shape[at] - 1
+
+    def index(step: Expr) -> tuple[Expr, ...]:
+        along = index_const(end) - step if reverse else step
+        return tuple(along if k == at else Var(a) for k, a in enumerate(names))
+
+    first, before, after = index_const(0), Var(names[at]), Var(names[at]) + 1
+    start = Const(identity(monoid, x.dtype), x.dtype) if exclusive else Load(x, index(first))
+    added = Load(x, index(before if exclusive else after))
+    value = apply(monoid, Load(out, index(before)), added)
+    inner = [x.rank - 1] if at != x.rank - 1 else []
+    outer = [k for k in range(x.rank) if k != at and k not in inner]
+    begin = _loops(Store(out, index(first), start), names, x.shape, inner)
+    go_on = _loops(Store(out, index(after), value), names, x.shape, inner)
+    running = Sequential((begin, For(names[at], index_const(end), go_on)))
+    return _loops(running, names, x.shape, outer, LoopKind.PARALLEL)
+
+
+def _loops(
+    body: Stmt,
+    names: Sequence[str],
+    extents: Sequence[int],
+    axes: Sequence[int],
+    outermost: LoopKind = LoopKind.SERIAL,
+) -> Stmt:
+    """body for each index along the given axes, the first of them outermost."""
+    for k in reversed(axes):
+        kind = outermost if k == axes[0] else LoopKind.SERIAL
+        body = For(names[k], index_const(extents[k]), body, kind)
     return body
