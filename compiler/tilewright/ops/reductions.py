@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 
 from tilewright.dtypes import DType
+from tilewright.loops.ir import Block as Sequential
 from tilewright.loops.ir import (
     Const,
     Expr,
@@ -22,7 +23,6 @@ from tilewright.loops.ir import (
     apply,
     index_const,
 )
-from tilewright.loops.ir import Block as Sequential
 from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.ops.common import (
     cast,
@@ -128,6 +128,8 @@ def reduce_mean(
 
 def mean(x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
     """The mean over axes; that of integers is truncated, and 0 where there are none."""
+    if not axes:
+        return x
     count = prod(x.shape[a] for a in axes)
     total = combine(ScalarOp.ADD, converted(x, x.dtype.compute), axes, keepdims)
     if x.dtype.is_integer:
