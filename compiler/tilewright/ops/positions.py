@@ -13,10 +13,11 @@ from tilewright.ops.tensor import constant
 
 
 def at_position(table: np.ndarray, i: Sequence[Expr], extent: int) -> Expr:
-    """table[i], where all entries are in [0, extent). There is no table to read if all entries are
-    the same, or if it has one dimension and entries i * a + b, i // d or i * a + b up to extent - 1.
+    """table[i] of a table that is not empty, with all entries in [0, extent). There is nothing to
+    read if they are all the same, or if there is one dimension and they are i * a + b, i // d or
+    the lesser of i * a + b and extent - 1.
     """
-    if table.size and bool((table == table.flat[0]).all()):
+    if bool((table == table.flat[0]).all()):
         return index_const(int(table.flat[0]))
     law = _arithmetic(table, i[0], extent) if table.ndim == 1 else None
     if law is not None:
