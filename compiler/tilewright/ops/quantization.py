@@ -20,28 +20,33 @@ from tilewright.ops.common import (
     maximum,
     minimum,
     normalize_axis,
-    reduce,
     reshape_to,
     select,
 )
+from tilewright.ops.operands import NUMBERS, require
+from tilewright.ops.reductions import combine
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute
 
 Index = Callable[[Sequence[Expr]], list[Operand]]
 
 
-def _parameter_index(x: Tensor, scale: Tensor, axis: int, block: int) -> Index:
-    """Where the scale of the element at an index is."""
+def _parameter_index(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block: int
+) -> Index:
+    """Where the scale and the zero point of the element at an index are."""
+    if zero_point is not None and _vector(zero_point).shape != _vector(scale).shape:
+        raise fail(f"zero points of shape {zero_point.shape} for scales of shape {scale.shape}")
     if scale.size == 1 and scale.rank <= 1:
         return lambda i: [0]
     at = normalize_axis(axis, x.rank)
-    if scale.rank == 1:
-        if scale.shape[0] != x.shape[at]:
-            raise fail(f"{scale.shape[0]} scales for {x.shape[at]} elements along axis {at}")
-        return lambda i: [i[at]]
-    if scale.rank != x.rank or not block or -(-x.shape[at] // block) != scale.shape[at]:
+    if block > 0 and scale.rank == x.rank:
+        blocks = [-(-n // block) if k == at else n for k, n in enumerate(x.shape)]
+        if scale.shape == tuple(blocks):
+            return lambda i: [v // block if k == at else v for k, v in enumerate(i)]
+    if block or scale.shape != x.shape[at : at + 1]:
         raise fail(f"scales of shape {scale.shape} do not fit {x.shape} in blocks of {block}")
-    return lambda i: [v // block if k == at else v for k, v in enumerate(i)]
+    return lambda i: [i[at]]
 
 
 def _vector(t: Tensor) -> Tensor:
@@ -50,15 +55,14 @@ def _vector(t: Tensor) -> Tensor:
 
 
 def _quantized_type(zero_point: Tensor | None, output_dtype: int) -> DType:
-    dtype = (
-        zero_point.dtype
-        if zero_point is not None
-        else from_onnx(output_dtype)
-        if output_dtype
-        else DType.U8
-    )
+    given = from_onnx(output_dtype) if output_dtype else DType.U8
+    dtype = zero_point.dtype if zero_point is not None else given
+    if output_dtype and dtype is not given:
+        raise fail(f"zero points of type {dtype.name} for results of type {given.name}")
     if not dtype.is_integer or not dtype.is_native:
         raise UnsupportedError(f"quantisation to {dtype.name}")
+    if dtype.bits > 16:
+        raise fail(f"quantisation to {dtype.name}: 8 or 16 bits are expected")
     return dtype
 
 
@@ -74,14 +78,21 @@ def quantize_linear(
     output_dtype: int = 0,
     precision: int = 0,
 ) -> Tensor:
+    """Operands are rounded to the type of the division, and divided in one of 32 bits or more."""
+    require(NUMBERS, x, scale)
     dtype = _quantized_type(zero_point, output_dtype)
-    where = _parameter_index(x, scale, axis, block_size)
-    wide = scale.dtype if scale.dtype.is_float else DType.F32
+    where = _parameter_index(x, scale, zero_point, axis, block_size)
+    given = from_onnx(precision) if precision else scale.dtype
+    division = given if given.is_float and given.is_native else DType.F32
     scale, zero_point = _vector(scale), _vector(zero_point) if zero_point is not None else None
 
+    def operand(v: Expr) -> Expr:
+        return cast(division.compute, cast(division, v))
+
     def element(*i: Expr) -> Operand:
-        scaled = cast(wide, x[i]) / cast(wide, scale[where(i)])
-        zero = cast(wide, zero_point[where(i)]) if zero_point is not None else None
+        at = where(i)
+        scaled = operand(x[i]) / operand(scale[at])
+        zero = cast(division.compute, zero_point[at]) if zero_point is not None else None
         return saturated(apply(ScalarOp.RINT, scaled), zero, dtype)
 
     return compute(x.shape, element)
@@ -108,28 +119,37 @@ def dequantize_linear(
     if not x.dtype.is_native or not x.dtype.is_integer:
         raise UnsupportedError(f"dequantisation of {x.dtype.name}")
     dtype = from_onnx(output_dtype) if output_dtype else scale.dtype
-    where = _parameter_index(x, scale, axis, block_size)
+    if not all(t.is_native and t.is_float for t in (dtype, scale.dtype)):
+        raise UnsupportedError(f"dequantisation by {scale.dtype.name} to {dtype.name}")
+    if zero_point is not None and zero_point.dtype is not x.dtype:
+        raise fail(f"zero points of type {zero_point.dtype.name} for {x.dtype.name}")
+    where = _parameter_index(x, scale, zero_point, axis, block_size)
     scale, zero_point = _vector(scale), _vector(zero_point) if zero_point is not None else None
+    wide = DType.I32 if x.dtype.bits < 32 else x.dtype
 
     def element(*i: Expr) -> Operand:
-        value = cast(DType.I32, x[i]) if x.dtype.bits < 32 else x[i]
+        at = where(i)
+        value = cast(wide, x[i])
         if zero_point is not None:
-            value = value - cast(DType.I32 if x.dtype.bits < 32 else x.dtype, zero_point[where(i)])
-        return cast(dtype, cast(DType.F32, value) * cast(DType.F32, scale[where(i)]))
+            value = value - cast(wide, zero_point[at])
+        return cast(dtype, cast(dtype.compute, value) * cast(dtype.compute, scale[at]))
 
     return compute(x.shape, element)
 
 
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The scale of operands that are all 0 is 1, as in ONNX Runtime."""
+    if x.dtype is not DType.F32:
+        raise fail(f"float32 is expected, not {x.dtype.name}")
     axes = list(range(x.rank))
-    low = elementwise(lambda v: minimum(v, 0.0), reduce(ScalarOp.MIN, x, axes, False))
-    high = elementwise(lambda v: maximum(v, 0.0), reduce(ScalarOp.MAX, x, axes, False))
-    scale = elementwise(lambda a, b: (b - a) / 255.0, low, high)
+    low = elementwise(lambda v: minimum(v, 0.0), combine(ScalarOp.MIN, x, axes, False))
+    high = elementwise(lambda v: maximum(v, 0.0), combine(ScalarOp.MAX, x, axes, False))
+    scale = elementwise(lambda a, b: select(a.eq(b), 1.0, (b - a) / 255.0), low, high)
 
     def zero(a: Expr, s: Expr) -> Expr:
         held = minimum(maximum(apply(ScalarOp.RINT, (0.0 - a) / s), 0.0), 255.0)
-        return cast(DType.U8, select(s.eq(0.0), 0.0, held))
+        return cast(DType.U8, held)
 
     zero_point = elementwise(zero, low, scale)
 
