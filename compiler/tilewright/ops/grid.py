@@ -96,13 +96,17 @@ def grid_sample(
     def element(n: Expr, c: Expr, *out: Expr) -> Operand:
         points = [cast(dtype, grid[(n, *out, rank - 1 - k)]) for k in range(rank)]
         places = [d.coordinate(p) for d, p in zip(dims, points, strict=True)]
-        sampled = _sample(x, (n, c), dims, [taps(d, p) for d, p in zip(dims, places, strict=True)])
-        return cast(x.dtype, sampled)
+        reads = [
+            [(*d.pixel(at), weight) for at, weight in taps(d, p)]
+            for d, p in zip(dims, places, strict=True)
+        ]
+        return cast(x.dtype, _sample(x, (n, c), reads))
 
     return compute(shape, element)
 
 
 Tap = tuple[Expr, Expr | None]  # a coordinate that is a whole number, and its weight (None: one)
+Read = tuple[Expr, Expr | None, Expr | None]  # an index, whether it is there, and its weight
 
 
 def _nearest(d: Dimension, x: Expr) -> list[Tap]:
@@ -136,18 +140,16 @@ _TAPS: dict[str, Callable[[Dimension, Expr], list[Tap]]] = {
 }
 
 
-def _sample(
-    x: Tensor, lead: Sequence[Expr], dims: Sequence[Dimension], taps: Sequence[list[Tap]]
-) -> Expr:
-    """The weighted sum over the taps of all dimensions, the last innermost."""
-    if not dims:
-        return cast(x.dtype.compute, x[tuple(lead)])
+def _sample(x: Tensor, lead: Sequence[Expr], reads: Sequence[list[Read]]) -> Expr:
+    """The weighted sum over what is read in each dimension, the last innermost."""
+    dtype = x.dtype.compute
+    if not reads:
+        return cast(dtype, x[tuple(lead)])
     values = []
-    for place, _ in taps[0]:
-        at, present = dims[0].pixel(place)
-        value = _sample(x, (*lead, at), dims[1:], taps[1:])
+    for at, present, _ in reads[0]:
+        value = _sample(x, (*lead, at), reads[1:])
         values.append(value if present is None else select(present, value, 0))
-    weights = [cast(x.dtype.compute, w) for _, w in taps[0] if w is not None]
+    weights = [cast(dtype, w) for _, _, w in reads[0] if w is not None]
     return weighted(values, list(weights)) if weights else values[0]
 
 

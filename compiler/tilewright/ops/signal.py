@@ -1,6 +1,5 @@
 """Fourier transforms and what goes with them. Lengths are known when shapes are, so a transform is
-a
-contraction with a constant matrix of cosines and sines, and windows are constants.
+a contraction with a constant matrix of cosines and sines, and windows are constants.
 
 Source: https://onnx.ai/onnx/operators/
 """
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -141,6 +141,7 @@ def _from_last(y: Tensor, axis: int) -> Tensor:
     return view(y, [y.shape[k] for k in order], lambda *i: [i[p] for p in place])
 
 
+@lru_cache(maxsize=8)
 def _basis(t: Transform, used: int) -> Array:
     """[sample, part of it, frequency, part of it]: what each part of a sample adds to the
     result."""
