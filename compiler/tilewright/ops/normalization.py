@@ -23,7 +23,7 @@ from tilewright.ops.common import (
     select,
 )
 from tilewright.ops.operands import FLOATS, require, same_type
-from tilewright.ops.reductions import converted, mean
+from tilewright.ops.reductions import converted, mean, square
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute
 
@@ -34,8 +34,7 @@ def _centred(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The mean, the deviations from it, and their mean square."""
     average = mean(x, axes, True)
     deviation = elementwise(lambda a, b: a - b, x, average)
-    square = elementwise(lambda d: d * d, deviation)
-    return average, deviation, mean(square, axes, True)
+    return average, deviation, mean(deviation, axes, True, square)
 
 
 def _inverse_root(v: Expr, epsilon: float) -> Expr:
@@ -82,10 +81,12 @@ def layer_normalization(
     wide = converted(x, _stash(x, stash_type))
     average, deviation, variance = _centred(wide, axes)
     inverse = elementwise(lambda v: _inverse_root(v, epsilon), variance)
-    normal = converted(elementwise(lambda d, r: d * r, deviation, inverse), x.dtype)
-    result = elementwise(lambda v, s: v * s, normal, scale)
-    if bias is not None:
-        result = elementwise(lambda v, b: v + b, result, bias)
+
+    def element(d: Expr, r: Expr, s: Expr, *b: Expr) -> Expr:
+        scaled = cast(x.dtype, d * r) * s
+        return scaled + b[0] if b else scaled
+
+    result = elementwise(element, deviation, inverse, *parameters, dtype=x.dtype)
     statistics = from_onnx(stash_type)
     return result, converted(average, statistics), converted(inverse, statistics)
 
@@ -98,10 +99,13 @@ def rms_normalization(
     require(FLOATS, x, scale)
     axes = _normalized_axes(x, axis, scale)
     wide = converted(x, _stash(x, stash_type))
-    square = mean(elementwise(lambda v: v * v, wide), axes, True)
-    normal = elementwise(lambda v, s: v * _inverse_root(s, epsilon), wide, square)
-    rounded = converted(converted(normal, x.dtype), scale.dtype)
-    return elementwise(lambda v, s: v * s, rounded, scale)
+    power = mean(wide, axes, True, square)
+
+    def element(v: Expr, p: Expr, s: Expr) -> Expr:
+        normal = cast(x.dtype, v * _inverse_root(p, epsilon))
+        return cast(scale.dtype, normal) * s
+
+    return elementwise(element, wide, power, scale, dtype=scale.dtype)
 
 
 @op("InstanceNormalization")
@@ -239,12 +243,12 @@ def lrn(
         raise fail(f"rank {x.rank} and size {size}: at least 2 and 1 are expected")
     before, channels, wide = (size - 1) // 2, x.shape[1], converted(x, x.dtype.compute)
 
-    def square(*i: Expr) -> Expr:
+    def squared(*i: Expr) -> Expr:
         c = i[1] + i[-1] - before
         value = wide[[i[0], c, *i[2:-1]]]
-        return select(inside(c, channels), value * value, 0)
+        return select(inside(c, channels), square(value), 0)
 
-    total = compute(x.shape, square, reduce=ScalarOp.ADD, over=[size])
+    total = compute(x.shape, squared, reduce=ScalarOp.ADD, over=[size])
     result = elementwise(
         lambda v, t: v / apply(ScalarOp.POW, t * (alpha / size) + bias, beta), wide, total
     )

@@ -20,7 +20,6 @@ from tilewright.ops.common import (
     maximum,
     minimum,
     normalize_axis,
-    reshape_to,
     select,
 )
 from tilewright.ops.operands import NUMBERS, require
@@ -35,7 +34,7 @@ def _parameter_index(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block: int
 ) -> Index:
     """Where the scale and the zero point of the element at an index are."""
-    if zero_point is not None and _vector(zero_point).shape != _vector(scale).shape:
+    if zero_point is not None and (zero_point.shape or (1,)) != (scale.shape or (1,)):
         raise fail(f"zero points of shape {zero_point.shape} for scales of shape {scale.shape}")
     if scale.size == 1 and scale.rank <= 1:
         return lambda i: [0]
@@ -49,9 +48,9 @@ def _parameter_index(
     return lambda i: [i[at]]
 
 
-def _vector(t: Tensor) -> Tensor:
-    """A scalar as a vector of one, so that parameters are read alike."""
-    return reshape_to(t, (1,)) if t.rank == 0 else t
+def _read(parameters: Tensor, at: list[Operand]) -> Expr:
+    """A parameter; a single one may be a scalar or a vector."""
+    return parameters[at[: parameters.rank]]
 
 
 def _quantized_type(zero_point: Tensor | None, output_dtype: int) -> DType:
@@ -84,15 +83,14 @@ def quantize_linear(
     where = _parameter_index(x, scale, zero_point, axis, block_size)
     given = from_onnx(precision) if precision else scale.dtype
     division = given if given.is_float and given.is_native else DType.F32
-    scale, zero_point = _vector(scale), _vector(zero_point) if zero_point is not None else None
 
     def operand(v: Expr) -> Expr:
         return cast(division.compute, cast(division, v))
 
     def element(*i: Expr) -> Operand:
         at = where(i)
-        scaled = operand(x[i]) / operand(scale[at])
-        zero = cast(division.compute, zero_point[at]) if zero_point is not None else None
+        scaled = operand(x[i]) / operand(_read(scale, at))
+        zero = cast(division.compute, _read(zero_point, at)) if zero_point is not None else None
         return saturated(apply(ScalarOp.RINT, scaled), zero, dtype)
 
     return compute(x.shape, element)
@@ -124,15 +122,14 @@ def dequantize_linear(
     if zero_point is not None and zero_point.dtype is not x.dtype:
         raise fail(f"zero points of type {zero_point.dtype.name} for {x.dtype.name}")
     where = _parameter_index(x, scale, zero_point, axis, block_size)
-    scale, zero_point = _vector(scale), _vector(zero_point) if zero_point is not None else None
     wide = DType.I32 if x.dtype.bits < 32 else x.dtype
 
     def element(*i: Expr) -> Operand:
         at = where(i)
         value = cast(wide, x[i])
         if zero_point is not None:
-            value = value - cast(wide, zero_point[at])
-        return cast(dtype, cast(dtype.compute, value) * cast(dtype.compute, scale[at]))
+            value = value - cast(wide, _read(zero_point, at))
+        return cast(dtype, cast(dtype.compute, value) * cast(dtype.compute, _read(scale, at)))
 
     return compute(x.shape, element)
 

@@ -100,7 +100,7 @@ def _sqrt(v: Expr) -> Expr:
     return apply(ScalarOp.SQRT, v)
 
 
-def _square(v: Expr) -> Expr:
+def square(v: Expr) -> Expr:
     return v * v
 
 
@@ -113,8 +113,8 @@ op("ReduceProd")(_reduction(ScalarOp.MUL, NUMBERS))
 op("ReduceMax")(_reduction(ScalarOp.MAX, NATIVE))
 op("ReduceMin")(_reduction(ScalarOp.MIN, NATIVE))
 op("ReduceL1")(_reduction(ScalarOp.ADD, NUMBERS, _abs))
-op("ReduceSumSquare")(_reduction(ScalarOp.ADD, NUMBERS, _square))
-op("ReduceL2")(_function_of_sum(_sqrt, _square))
+op("ReduceSumSquare")(_reduction(ScalarOp.ADD, NUMBERS, square))
+op("ReduceL2")(_function_of_sum(_sqrt, square))
 op("ReduceLogSum")(_function_of_sum(_log))
 
 
@@ -126,12 +126,13 @@ def reduce_mean(
     return mean(x, axes_of(x, axes, noop_with_empty_axes), bool(keepdims))
 
 
-def mean(x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
-    """The mean over axes; that of integers is truncated, and 0 where there are none."""
+def mean(x: Tensor, axes: Sequence[int], keepdims: bool, before: Scalar | None = None) -> Tensor:
+    """The mean of before(x) over axes; that of integers is truncated, and 0 where there are
+    none."""
+    total = combine(ScalarOp.ADD, converted(x, x.dtype.compute), axes, keepdims, before)
     if not axes:
-        return x
+        return converted(total, x.dtype)
     count = prod(x.shape[a] for a in axes)
-    total = combine(ScalarOp.ADD, converted(x, x.dtype.compute), axes, keepdims)
     if x.dtype.is_integer:
         return elementwise(lambda v: v / max(count, 1), total)
     if count == 0:
