@@ -66,8 +66,8 @@ class Dimension:
         if self.padding == "zeros":
             index = cast(DType.I64, i)
             return index, inside(index, self.extent)
-        index = cast(DType.I64, self.reflected(i) if self.padding == "reflection" else i)
-        return minimum(maximum(index, 0), self.extent - 1), None
+        whole = apply(ScalarOp.RINT, self.reflected(i)) if self.padding == "reflection" else i
+        return minimum(maximum(cast(DType.I64, whole), 0), self.extent - 1), None
 
 
 @op("GridSample")

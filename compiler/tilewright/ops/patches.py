@@ -10,7 +10,15 @@ from math import prod
 
 from tilewright.loops.ir import Expr, Operand
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import fail, inside, normalize_axis, reshape_to, select
+from tilewright.ops.common import (
+    fail,
+    inside,
+    maximum,
+    minimum,
+    normalize_axis,
+    reshape_to,
+    select,
+)
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute, known_ints
 from tilewright.ops.transposed import TransposedWindow
@@ -43,13 +51,19 @@ def col2im(
     def element(n: Expr, c: Expr, *axes: Expr) -> Operand:
         out, kernel = axes[:rank], axes[rank:]
         reads = [d.read(o, k) for d, o, k in zip(dims, out, kernel, strict=True)]
-        value: Expr = parts[(n, c, *kernel, *(r.position for r in reads))]
+        # Held inside where a guard says so anyway: merged with others, only that can be proved.
+        at = [_held(r.position, d.extent) if r.valid else r.position for d, r in zip(dims, reads)]
+        value: Expr = parts[(n, c, *kernel, *at)]
         for r in reads:
             value = value if r.valid is None else select(r.valid, value, 0)
         return value
 
     shape = (x.shape[0], channels, *image)
     return compute(shape, element, reduce=ScalarOp.ADD, over=block)
+
+
+def _held(i: Expr, extent: int) -> Expr:
+    return minimum(maximum(i, 0), extent - 1)
 
 
 def _windows(

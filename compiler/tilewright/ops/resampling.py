@@ -59,27 +59,28 @@ class Taps:
     weights: Array
 
 
-def coordinates(a: Axis, mode: str) -> Array:
+def coordinates(a: Axis, mode: str, dtype: type[np.floating] = np.float64) -> Array:
     """The position in the input of each output element, between elements in general."""
-    y = np.arange(a.out, dtype=np.float64)
-    width = a.scale * a.extent
+    y, half = np.arange(a.out, dtype=dtype), dtype(0.5)
+    scale, n, width = dtype(a.scale), dtype(a.extent), dtype(a.scale * a.extent)
     match mode:
         case "align_corners":
-            return np.zeros(a.out) if width == 1 else y * (a.extent - 1) / (width - 1)
+            x = y * 0 if width == 1 else y * (n - 1) / (width - 1)
         case "asymmetric":
-            return y / a.scale
+            x = y / scale
         case "tf_crop_and_resize":
-            span = (a.end - a.start) * (a.extent - 1)
-            inner = np.full(a.out, span / 2) if width == 1 else y * span / (width - 1)
-            return np.asarray(inner + a.start * (a.extent - 1))
+            span = dtype(a.end - a.start) * (n - 1)
+            inner = y * 0 + span / 2 if width == 1 else y * span / (width - 1)
+            x = inner + dtype(a.start) * (n - 1)
         case "pytorch_half_pixel":
-            return np.full(a.out, -0.5) if width == 1 else (y + 0.5) / a.scale - 0.5
+            x = (y + half) / scale - half if a.out > 1 else y * 0
         case "half_pixel":
-            return (y + 0.5) / a.scale - 0.5
+            x = (y + half) / scale - half
         case "half_pixel_symmetric":
-            offset = a.extent / 2 * (1 - a.out / width)
-            return np.asarray(offset + (y + 0.5) / a.scale - 0.5)
-    raise fail(f"coordinate_transformation_mode {mode!r} is unknown")
+            x = n / 2 * (1 - dtype(a.out) / width) + (y + half) / scale - half
+        case _:
+            raise fail(f"coordinate_transformation_mode {mode!r} is unknown")
+    return np.asarray(x, dtype)
 
 
 def extrapolated(a: Axis, how: Sampling) -> Array | None:
@@ -92,8 +93,10 @@ def extrapolated(a: Axis, how: Sampling) -> Array | None:
 
 
 def nearest(a: Axis, how: Sampling) -> Array:
-    """The input element nearest to each output element."""
-    x = coordinates(a, how.coordinates)
+    """The input element nearest to each output element. Ties are decided in float32, the type of
+    the scales, in which most positions that should be whole numbers are.
+    """
+    x = coordinates(a, how.coordinates, np.float32)
     base = np.floor(x)
     rest = x - base
     match how.nearest:
