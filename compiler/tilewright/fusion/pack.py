@@ -108,7 +108,8 @@ def _innermost(c: Constant, axis: int) -> Constant:
     strides = [0] * c.rank
     for place, k in enumerate(order):
         strides[k] = stored.strides[place] // stored.itemsize
-    return replace(c, name=f"{c.name}_last{axis}", strides=tuple(strides), value=stored)
+    value = stored.transpose([order.index(k) for k in range(c.rank)])
+    return replace(c, name=f"{c.name}_last{axis}", strides=tuple(strides), value=value)
 
 
 def _is_constant(packed: Compute) -> bool:

@@ -184,7 +184,8 @@ class Plan:
     def _constant(self, t: Constant) -> int:
         if t.name not in self._constants:
             value = t.value
-            whole = value.flags.c_contiguous and value.ctypes.data % 64 == 0
+            in_order = value.flags.c_contiguous and value.ctypes.data % 64 == 0
+            whole = in_order or t.strides is not None  # laid out on purpose
             self._constants[t.name] = value if whole else aligned(value)
         return int(self._constants[t.name].ctypes.data)
 
