@@ -79,8 +79,9 @@ def agree(nodes: list[NodeProto], **shapes: tuple[int, ...]) -> None:
         [numpy_helper.from_array(v, k) for k, v in CONSTANTS.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    got = tilewright.compile(model)(**feeds)
     (want,) = ReferenceEvaluator(model).run(None, feeds)
-    np.testing.assert_allclose(tilewright.compile(model)(**feeds), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, np.asarray(want), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", PADDED)
