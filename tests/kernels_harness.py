@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numba import cfunc, types
 
-FASTMATH = {"contract", "reassoc", "nsz"}
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -46,7 +44,7 @@ def compile_kernel(body: str, imports: str) -> Compiled:
     namespace: dict[str, Any] = {}
     exec(compile(text, filename, "exec"), namespace)
     signature = types.void(types.int64, types.int64)
-    decorate = cfunc(signature, nogil=True, error_model="numpy", fastmath=FASTMATH)
+    decorate = cfunc(signature, nogil=True, error_model="numpy")
     return Compiled(decorate(namespace["kernel"]))
 
 

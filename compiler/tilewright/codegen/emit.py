@@ -17,6 +17,8 @@ from typing import assert_never
 import numpy as np
 
 from tilewright.codegen.spelling import (
+    ACCUMULATE,
+    ADD_PRODUCT,
     CHECKED,
     FLOAT_FUNCTIONS,
     INFIX,
@@ -187,13 +189,8 @@ class _Emitter:
                 return lines
             case Store(buffer=b, index=index, value=value):
                 return [self._store(b, index, self._expr(value))]
-            case Accumulate(buffer=b, index=index, op=op, value=value):
-                old = self._load(b, index)
-                return [
-                    self._store(
-                        b, index, self._apply(op, b.dtype.compute, [old, self._expr(value)])
-                    )
-                ]
+            case Accumulate():
+                return [self._accumulate(s)]
             case Tile():
                 return self._tile(s)
             case _:
@@ -203,6 +200,23 @@ class _Emitter:
         if isinstance(extent, Const):
             return str(extent.value) if s.baked else self._number(int(extent.value))
         return self._index(extent)
+
+    def _accumulate(self, s: Accumulate) -> str:
+        """One step of a reduction; float sums and products may be reordered."""
+        old, dtype = self._load(s.buffer, s.index), s.buffer.dtype.compute
+        if not dtype.is_float or s.op not in ACCUMULATE:
+            return self._store(
+                s.buffer, s.index, self._apply(s.op, dtype, [old, self._expr(s.value)])
+            )
+        step, args = self._step_of(s.op, s.value)
+        values = ", ".join([old, *map(self._expr, args)])
+        return self._store(s.buffer, s.index, f"{self._use(f'{step}_{SUFFIX[dtype]}')}({values})")
+
+    def _step_of(self, op: ScalarOp, value: Expr) -> tuple[str, tuple[Expr, ...]]:
+        match op, value:
+            case ScalarOp.ADD, Apply(op=ScalarOp.MUL, args=factors):
+                return ADD_PRODUCT, factors
+        return ACCUMULATE[op], (value,)
 
     def _store(self, b: Buffer, index: tuple[Expr, ...], value: str) -> str:
         if b.space is Space.LOCAL and not b.shape:

@@ -97,6 +97,10 @@ CHECKED = {
     ScalarOp.CHECK: "checked_index",
 }
 
+# Steps of float reductions; `add_product` is ADD of a product.
+ACCUMULATE = {ScalarOp.ADD: "add", ScalarOp.MUL: "multiply"}
+ADD_PRODUCT = "add_product"
+
 LIBRARY = "tilewright_kernels.cpu"
 _TYPES = tuple(SUFFIX.values())
 _PLACES = {
@@ -112,6 +116,7 @@ _PLACES = {
     "casts": ("select", "to_bool", *(f"to_{t}" for t in _TYPES)),
     "checks": ("report", *CHECKED.values()),
     "integers": tuple(INTEGER_FUNCTIONS.values()),
+    "accumulate": tuple(f"{v}_{t}" for v in (*ACCUMULATE.values(), ADD_PRODUCT) for t in _TYPES),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

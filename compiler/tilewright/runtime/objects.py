@@ -35,9 +35,6 @@ from tilewright.runtime.loader import target_machine, undefined_symbols
 
 SIGNATURE = (types.int64, types.int64)
 
-# Masks are full of infinities: neither `nnan` nor `ninf` may ever be added.
-FASTMATH = {"contract", "reassoc", "nsz"}
-
 _LIBM = """acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2
 expm1 fabs floor fma fmax fmaximum fmaximum_num fmin fminimum fminimum_num fmod frexp hypot ldexp
 lgamma llrint llround log log10 log1p log2 logb lrint lround modf nearbyint nextafter pow remainder
@@ -183,7 +180,7 @@ def _lower(function: Callable[[int, int], None]) -> tuple[llvm.ModuleRef, str]:
         "nopython": True,
         "nogil": True,
         "error_model": "numpy",
-        "fastmath": FASTMATH,
+        "fastmath": False,  # kernels say themselves what may be reordered
         "no_cpython_wrapper": True,
         "no_cfunc_wrapper": True,
     }

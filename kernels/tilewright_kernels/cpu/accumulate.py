@@ -1,0 +1,47 @@
+"""Steps of reductions: the only float arithmetic that LLVM may reorder and contract.
+
+Everywhere else a kernel rounds as its source reads, operation by operation. So an elementwise
+kernel has the bits that one kernel for each of its operators would have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from tilewright_kernels.cpu.intrinsics import intrinsic
+
+FLAGS = ("reassoc", "nsz", "contract")
+
+
+def _step(name: str, dtype: Any) -> Any:
+    """`total NAME value`."""
+
+    @intrinsic
+    def function(typing: Any, total: Any, value: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return getattr(builder, name)(*values, flags=FLAGS)
+
+        return dtype(dtype, dtype), emit
+
+    return function
+
+
+def _product_step(dtype: Any) -> Any:
+    """`total + x * y`."""
+
+    @intrinsic
+    def function(typing: Any, total: Any, x: Any, y: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            product = builder.fmul(values[1], values[2], flags=FLAGS)
+            return builder.fadd(values[0], product, flags=FLAGS)
+
+        return dtype(dtype, dtype, dtype), emit
+
+    return function
+
+
+add_f32, add_f64 = _step("fadd", types.float32), _step("fadd", types.float64)
+multiply_f32, multiply_f64 = _step("fmul", types.float32), _step("fmul", types.float64)
+add_product_f32, add_product_f64 = _product_step(types.float32), _product_step(types.float64)
