@@ -113,6 +113,19 @@ def nearest(a: Axis, how: Sampling) -> Array:
     return _held(base + up, a.extent)
 
 
+def neighbours(a: Axis, how: Sampling, dtype: type[np.floating]) -> Taps:
+    """The elements before and after each position held inside the input, and their weights, all
+    in `dtype`. Where there is no element after it, the last one counts twice by half.
+    """
+    x = np.clip(coordinates(a, how.coordinates, dtype), 0, dtype(a.extent - 1))
+    before = np.floor(x)
+    after = np.minimum(before + 1, dtype(a.extent - 1))
+    weights = np.where(before == after, dtype(0.5), np.abs(x - np.stack([after, before])))
+    used = np.any(weights != 0, axis=1)
+    positions = np.stack([before, after]).astype(np.int64)
+    return Taps(positions[used], weights[used])
+
+
 def taps(a: Axis, how: Sampling) -> Taps:
     """The taps of linear or cubic resizing; with `inside`, those outside the input weigh nothing.
 

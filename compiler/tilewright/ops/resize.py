@@ -1,4 +1,7 @@
-"""Resize: one axis after the other, each output element a weighted sum of a few input elements.
+"""Resize: each output element a weighted sum of a few input elements, one axis after the other.
+
+Linear interpolation of floats takes all axes at once, and sums in the order of ONNX Runtime: models
+that quantise what was resized magnify a difference of one bit.
 
 Positions and weights are small constant tables, or plain arithmetic where a table says no more.
 
@@ -8,6 +11,7 @@ Source: https://onnx.ai/onnx/operators/onnx__Resize.html
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -16,7 +20,16 @@ from tilewright.loops.ir import Expr, Operand, apply, as_expr
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast, fail, maximum, minimum, normalize_axis, select
 from tilewright.ops.registry import op
-from tilewright.ops.resampling import CROP, Axis, Sampling, Taps, extrapolated, nearest, taps
+from tilewright.ops.resampling import (
+    CROP,
+    Axis,
+    Sampling,
+    Taps,
+    extrapolated,
+    nearest,
+    neighbours,
+    taps,
+)
 from tilewright.ops.tensor import Tensor, compute, constant, known, known_ints
 
 UNROLLED = 16
@@ -116,6 +129,8 @@ def _resized(x: Tensor, plan: Sequence[Axis], how: Sampling) -> Tensor:
         return _picked(x, shape, moved, how)
     if how.mode not in ("linear", "cubic"):
         raise fail(f"mode {how.mode!r} is not nearest, linear or cubic")
+    if how.mode == "linear" and x.dtype.is_float and not (how.antialias or how.inside):
+        return _rounded(_interpolated(x, shape, moved, how), x.dtype) if moved else x
     result = x
     for a in sorted(moved, key=lambda a: a.scale):  # what shrinks most goes first
         result = _weighted(result, a, taps(a, how), _arithmetic(x.dtype), how)
@@ -134,6 +149,35 @@ def _picked(x: Tensor, shape: Sequence[int], moved: Sequence[Axis], how: Samplin
         return value
 
     return compute(shape, element)
+
+
+def _interpolated(x: Tensor, shape: Sequence[int], moved: Sequence[Axis], how: Sampling) -> Tensor:
+    """The sum over the corners around each position: weights of all axes, times the element."""
+    wide = x.dtype.compute
+    inner_first = sorted(moved, key=lambda a: -a.axis)
+    windows = [neighbours(a, how, wide.numpy.type) for a in inner_first]
+    tables = [constant(w.weights, wide) for w in windows]
+    corners = [c[::-1] for c in product(*(range(len(w.weights)) for w in windows[::-1]))]
+
+    def element(*i: Expr) -> Operand:
+        total: Expr | None = None
+        for corner in corners:
+            index, weight = list(i), None
+            for a, window, table, k in zip(inner_first, windows, tables, corner):
+                index[a.axis] = _place(window.positions[k], a.extent)(i[a.axis])
+                factor = _factor(window.weights[k], table, k)(i[a.axis])
+                weight = factor if weight is None else weight * factor
+            assert weight is not None
+            term = weight * cast(wide, x[index])
+            total = term if total is None else total + term
+        return _number(0.0, wide) if total is None else total
+
+    result: Tensor = compute(shape, element)
+    for a in moved:
+        mask = _mask(a, how)
+        if mask is not None:
+            result = _extrapolated(result, mask, a.axis, how.extrapolation)
+    return result
 
 
 def _weighted(x: Tensor, a: Axis, window: Taps, wide: DType, how: Sampling) -> Tensor:
