@@ -103,8 +103,11 @@ SOUND: dict[str, Stmt] = {
     "guarded statement": loop("i", N + 2, If((ROW >= 1) & (ROW < N + 1), write(ONE, ROW - 1))),
     "guarded load": loop("i", N, write(Select(ROW >= 1, at(V, ROW - 1), ZERO))),
     "negated guard": loop("i", N, write(Select(ROW < 1, ZERO, at(V, ROW - 1)))),
-    "loop that never runs": loop("i", 0, write(at(V, ROW + 100))),
+    "loop that never runs": loop("i", 0, write(at(V, index_const(100)))),
     "side that never runs": loop("i", N, write(Select(ROW < 0, at(V, ROW - 100), ZERO))),
+    "guards that exclude each other": loop(
+        "i", N, If(ROW < 2, write(Select(ROW >= 3, at(V, index_const(100)), ZERO)))
+    ),
     "one parallel iteration": parallel("i", 1, Store(Z, (index_const(0),), ONE)),
     "same axis twice in a row": Block((loop("i", N, write(ONE)), loop("i", N, write(ZERO)))),
     "same local twice in a row": Block(
@@ -232,6 +235,10 @@ INDICES: dict[str, tuple[Stmt, str]] = {
         Alloc(SCRATCH, Tile(SCRATCH, "", "j", ("r",), loop("j", N, Store(SCRATCH, (COL,), ZERO)))),
         r"k > tile > for j > write scratch: index .* spans \[0, 7\], the extent is 5",
     ),
+    "inside a cast": (
+        loop("i", N, write(Cast(DType.F32, at(HALVES, ROW + 1)))),
+        r"read h: index .* spans \[1, 8\]",
+    ),
     "in the extent of a loop": (
         loop("i", N, loop("j", at(COUNTS, ROW + 1), write(ONE))),
         r"read c: index .* spans \[1, 8\]",
@@ -300,6 +307,10 @@ TASKS: dict[str, tuple[Stmt, str]] = {
     "scratch outside the tasks": (
         Alloc(TOTAL, parallel("i", N, Store(TOTAL, (), ZERO), write(at(TOTAL)))),
         "k: parallel axis i writes total without indexing by it",
+    ),
+    "one element for two tasks": (
+        parallel("i", 2, Store(Z, (index_const(0),), at(V, ROW))),
+        "parallel axis i writes z without indexing by it",
     ),
     "second of two parallel loops": (
         parallel("i", N, parallel("j", M, write(at(X, ROW, COL)))),
