@@ -27,7 +27,13 @@ from tilewright.ops.common import (
 from tilewright.ops.contraction import gemm_product, matmul_product, scaled_sum
 from tilewright.ops.convolution import add_bias, conv_windows, convolve
 from tilewright.ops.gate_functions import gate_functions
-from tilewright.ops.integer_contraction import check_parameter, parameter, widened
+from tilewright.ops.integer_contraction import (
+    Quantised,
+    check_parameter,
+    exact_matmul,
+    parameter,
+    widened,
+)
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute
 from tilewright.ops.windows import require_spatial
@@ -276,7 +282,8 @@ def matmul_integer_to_float(
     bias: Tensor | None = None,
 ) -> Tensor:
     """The product of quantised matrices as floats."""
-    product = matmul_product(widened(a, a_zero_point, None), widened(b, b_zero_point, b.rank - 1))
+    weights = Quantised(b, b_zero_point, b.rank - 1)
+    product = exact_matmul(Quantised(a, a_zero_point, None), weights)
     return _rescaled(product, a_scale, b_scale, bias)
 
 
@@ -311,7 +318,8 @@ def dynamic_quantize_matmul(
         lambda *i: _saturated(apply(ScalarOp.RINT, a[i] / scale[()]) + zero_point[()], DType.U8),
     )
     offset = compute((), lambda: Cast(DType.U8, zero_point[()]))
-    product = matmul_product(widened(quantised, offset, None), widened(b, b_zero_point, b.rank - 1))
+    weights = Quantised(b, b_zero_point, b.rank - 1)
+    product = exact_matmul(Quantised(quantised, offset, None), weights)
     return _rescaled(product, scale, b_scale, bias)
 
 
