@@ -5,7 +5,7 @@ Sizes are odd on purpose: they meet every edge of tiles and vectors, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,8 +30,8 @@ class Case:
     """A model's text without its signature: `y` is computed from inputs and constant weights."""
 
     body: str
-    inputs: dict[str, Shape]
-    weights: dict[str, Shape] = field(default_factory=dict)
+    inputs: Mapping[str, Shape]
+    weights: Mapping[str, Shape] = field(default_factory=dict)
     dtype: str = "float"
 
     @property
