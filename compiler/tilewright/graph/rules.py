@@ -19,6 +19,7 @@ from tilewright.graph.affine import (
 from tilewright.graph.fold import constant_folding
 from tilewright.graph.ir import Array, Attribute, Graph, Node
 from tilewright.graph.prune import prune, share_equal_nodes
+from tilewright.graph.quantized import QUANTIZED_RULES
 from tilewright.graph.rewrite import (
     MAX_SWEEPS,
     Replacement,
@@ -36,8 +37,14 @@ def simplify(graph: Graph, log: SimplifyLog | None = None) -> Graph:
     Means the same up to the rounding of weights that absorb their neighbours.
     """
     log = SimplifyLog() if log is None else log
+    for rules in (QUANTIZED_RULES, RULES):
+        graph = _until_stable(graph, rules, log)
+    return graph
+
+
+def _until_stable(graph: Graph, rules: tuple[Rule, ...], log: SimplifyLog) -> Graph:
     for _ in range(MAX_SWEEPS):
-        after = prune(share_equal_nodes(rewrite(graph, RULES, log), log), log)
+        after = prune(share_equal_nodes(rewrite(graph, rules, log), log), log)
         if after is graph:
             break
         graph = after
