@@ -103,3 +103,9 @@ def test_one_place_of_a_reversed_concatenation() -> None:
         b=one,
         c=one,
     )
+
+
+def test_loops_that_share_an_axis_have_extents_of_their_own() -> None:
+    """The parts of a concatenation are copied by one loop each; the last part is the narrowest."""
+    parts = {"a": (90, 20), "b": (90, 16), "c": (90, 1), "d": (90, 7), "e": (90, 1)}
+    agree([helper.make_node("Concat", list(parts), ["y"], axis=1)], **parts)

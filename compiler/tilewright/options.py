@@ -24,8 +24,9 @@ class Options:
     `compile_workers`: processes that help to compile; None lets the cache decide, 0 means none.
     `plan_bytes`: compiled signatures not used for longest are dropped beyond this size.
     `interpret`: run on the reference evaluator, without kernels: slow, and the same results.
-    `debug`: 0 is silent; 1 cache events; 2 kernels and schedules; more shows more.
-    `dump`: folder that receives every generated kernel; None means no dump.
+    `debug`: what to print on stderr: 0 nothing, 1 where kernels came from, 2 also their schedules,
+    3 also their sources.
+    `dump`: folder that receives every kernel, with its loops and schedule; None means no dump.
     """
 
     threads: int | None = None

@@ -23,11 +23,12 @@ from tilewright.loops.ir import (
 
 
 def axis_ranges(node: Node) -> dict[str, Range]:
-    """The range of every loop axis below the node."""
+    """The range of every loop axis below the node: the widest, where several loops share it."""
     ranges: dict[str, Range] = {}
     for n in walk(node):
         if isinstance(n, For):
-            ranges[n.axis] = (0.0, max(interval(n.extent, ranges)[1] - 1, 0.0))
+            before = ranges.get(n.axis, (0.0, 0.0))[1]
+            ranges[n.axis] = (0.0, max(interval(n.extent, ranges)[1] - 1, before))
     return ranges
 
 

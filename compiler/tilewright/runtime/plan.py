@@ -40,6 +40,7 @@ from tilewright.loops.verify import verify
 from tilewright.ops.tensor import Constant, Placeholder, Tensor
 from tilewright.options import Options
 from tilewright.runtime.cache import KernelCache
+from tilewright.runtime.dump import publish
 from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor
 from tilewright.runtime.pool import Plan as Table
@@ -110,6 +111,7 @@ class Plan:
             self._describe(k, n, s, e)
             for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
         ]
+        publish(self.kernels, options)
         self._free: list[_Instance] = []
 
     # -- building

@@ -1,0 +1,55 @@
+"""Kernels for people to read while a model compiles: on stderr, or as files in a folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from tilewright.options import Options
+from tilewright.runtime.store import digest
+
+SHOW_SCHEDULES, SHOW_SOURCES = 2, 3  # levels of Options.debug
+
+
+class Readable(Protocol):
+    """What there is to read of a kernel."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def graph(self) -> str: ...
+    @property
+    def loops(self) -> str: ...
+    @property
+    def schedule(self) -> tuple[str, ...]: ...
+    @property
+    def source(self) -> str: ...
+
+
+def publish(kernels: Sequence[Readable], options: Options) -> None:
+    """Prints what `options.debug` asks for, and fills the folder `options.dump`."""
+    if options.debug >= SHOW_SCHEDULES:
+        for kernel in kernels:
+            steps = ", ".join(kernel.schedule) or "as lowered"
+            print(f"tilewright: {kernel.name} of {kernel.graph}: {steps}", file=sys.stderr)
+            if options.debug >= SHOW_SOURCES:
+                print(kernel.source, file=sys.stderr)
+    if options.dump is not None:
+        options.dump.mkdir(parents=True, exist_ok=True)
+        for kernel in kernels:
+            place = (
+                options.dump / f"{kernel.name.partition('_')[2]}_{digest(kernel.source)[:12]}.py"
+            )
+            place.write_text(page(kernel), encoding="utf-8")
+
+
+def page(kernel: Readable) -> str:
+    """A Python file: the source below its graph, its schedule and its loops, as comments."""
+    facts = [
+        f"graph     {kernel.graph}",
+        f"schedule  {', '.join(kernel.schedule) or 'as lowered'}",
+        "loops",
+        *(f"  {line}" for line in kernel.loops.splitlines()),
+    ]
+    return "\n".join(f"# {line}" for line in facts) + "\n\n" + kernel.source
