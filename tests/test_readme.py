@@ -42,3 +42,10 @@ def test_links_and_files_exist(page: str) -> None:
     assert not missing
     named = re.findall(r"`((?:tests|compiler|kernels)/[\w/.]+)`", text)
     assert not [n for n in named if not (ROOT / n).exists()]
+
+
+def test_the_way_of_a_matmul_is_there() -> None:
+    rows = re.findall(r"^\| `([\w/.]+\.py)` \| `(\w+)` \|", README, re.MULTILINE)
+    assert len(rows) > 10
+    for file, name in rows:
+        assert re.search(rf"^(?:def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), name

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import parser
 
+import tilewright
 from tilewright import options
 from tilewright.errors import InputError
 from tilewright.options import Options, available_cores
@@ -64,3 +67,17 @@ def test_container_quota_limits_the_cores(
     unlimited = available_cores()
     file.write_text(quota)
     assert available_cores() == (cores or unlimited)
+
+
+def test_kernels_are_dumped_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[2, 3] x) => (float[2, 3] y)'
+    options = Options(dump=tmp_path / "new" / "folder", debug=3, threads=1)
+    model = tilewright.compile(parser.parse_model(text + "{ y = Exp(x) }"), options=options)
+    model(np.zeros((2, 3), np.float32))
+    (kernel,) = model.kernels
+    (file,) = (tmp_path / "new" / "folder").iterdir()
+    page = file.read_text()
+    assert page.endswith(kernel.source) and "# graph     Exp" in page and "exp(p0[" in page
+    assert compile(page, file.name, "exec")
+    shown = capsys.readouterr().err
+    assert kernel.source in shown and "kernels from disk" in shown
