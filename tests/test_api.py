@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,31 @@ def test_importing_is_cheap_and_public_names_exist() -> None:
     code = "import sys, tilewright; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
     assert all(hasattr(tw, name) for name in tw.__all__)
+
+
+def test_a_second_process_needs_no_compiler(tmp_path: Path) -> None:
+    """Kernels and executor come from the disk, in a process that never imports Numba."""
+    save(model_of(), tmp_path / "m.onnx")
+    code = (
+        "import sys, numpy, tilewright\n"
+        "model = tilewright.compile('m.onnx', threads=2)\n"
+        "model(*numpy.ones((2, 3, 4), 'float32'))\n"
+        "print('numba' in sys.modules)"
+    )
+    environment = {**os.environ, "TILEWRIGHT_CACHE_DIR": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    shown = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert shown == ["True", "False"]
 
 
 def test_backend_runs_models_and_nodes() -> None:

@@ -5,6 +5,7 @@ Numba is never imported here; a process that finds all its kernels on disk start
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import threading
@@ -119,7 +120,18 @@ with suppress(AttributeError):  # there is no fork on Windows
 
 def missing_symbols(item: StoredObject) -> list[str]:
     """Those of the item's required symbols that this process does not offer."""
-    return [name for name in item.requires if not llvm.address_of_symbol(name)]
+    return [name for name in item.requires if not _is_offered(name)]
+
+
+def _is_offered(name: str) -> bool:
+    """Whether LLVM can find the symbol: by itself, or told where the process has it."""
+    if llvm.address_of_symbol(name):
+        return True
+    with suppress(OSError, AttributeError, TypeError):
+        function = getattr(ctypes.CDLL(None), name)
+        llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
+        return True
+    return False
 
 
 SYMBOL_TABLE = 2  # the section type in an ELF file
