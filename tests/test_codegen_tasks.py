@@ -173,6 +173,68 @@ def test_one_axis_of_two_buffers() -> None:
     check(program_of(lambda x, y: compute((4,), lambda i: x[i * 2] - y[i * 3]), (7,), (10,)))
 
 
+def square_product(a: Tensor, b: Tensor) -> Tensor:
+    n = a.shape[0]
+    return compute((n, n), lambda i, j, k: a[i, k] * b[k, j], reduce=ScalarOp.ADD, over=[n])
+
+
+def test_a_product_read_at_other_places_than_its_own() -> None:
+    def turned(a: Tensor, b: Tensor) -> Tensor:
+        s = square_product(a, b)
+        return compute(s.shape, lambda i, j: s[j, i] - 2 * s[i, 12 - j])
+
+    check(program_of(turned, (13, 13), (13, 13)))
+
+
+def test_a_product_that_is_an_output_too() -> None:
+    a, b = placeholder((13, 13), DType.F32), placeholder((13, 13), DType.F32)
+    s = square_product(a, b)
+    arrays = {t.name: random_array(k, t.shape) for k, t in enumerate((a, b))}
+    check(Program((a, b), (s, common.elementwise(lambda v: v + 1, s)), arrays))
+
+
+@pytest.mark.parametrize("fill", [0, 1])
+def test_a_product_with_a_padded_operand(fill: int) -> None:
+    """Only where the padding is zero may a tile leave it out."""
+
+    def padded(a: Tensor, w: Tensor) -> Tensor:
+        def element(i: Expr, j: Expr, k: Expr) -> Expr:
+            at = i + k - 1
+            inside = (at >= 0) & (at < a.shape[0])
+            return common.select(inside, a[at], fill) * w[k, j]
+
+        return compute((20, 33), element, reduce=ScalarOp.ADD, over=[3])
+
+    check(program_of(padded, (20,), (3, 33)))
+
+
+def test_sums_read_by_the_kernel_between() -> None:
+    """The quotients need all sums first, so they cannot share the rows of the sums' kernel."""
+
+    def shares(x: Tensor) -> Tensor:
+        sums = common.reduce(ScalarOp.ADD, x, [1], True)
+        greatest = common.reduce(ScalarOp.MAX, sums, [0], True)
+        return common.elementwise(lambda v, s, g: v - s * g, x, sums, greatest)
+
+    check(program_of(shares, (9, 7)))
+
+
+def test_some_of_the_sums_are_read() -> None:
+    def first(x: Tensor) -> Tensor:
+        sums = common.reduce(ScalarOp.ADD, x, [1], False)
+        return compute((5, 7), lambda i, j: sums[i] - x[i, j])
+
+    check(program_of(first, (9, 7)))
+
+
+def test_the_sums_of_other_rows_are_read() -> None:
+    def shifted(x: Tensor) -> Tensor:
+        sums = common.reduce(ScalarOp.ADD, x, [1], False)
+        return compute((9, 7), lambda i, j: sums[8 - i] - sums[i] * x[i, j])
+
+    check(program_of(shifted, (9, 7)))
+
+
 def plan_of(program: Program) -> Plan:
     return build_plan(program.inputs, program.outputs, Options(threads=1), default_cache())
 

@@ -1,0 +1,96 @@
+"""Directives refuse what would change a kernel's meaning, and say why."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tilewright.dtypes import DType
+from tilewright.errors import ScheduleError
+from tilewright.loops.ir import (
+    Accumulate,
+    Buffer,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    LoopKind,
+    Stmt,
+    Store,
+    Var,
+    index_const,
+)
+from tilewright.loops.scalars import ScalarOp
+from tilewright.schedule.directives import Bind, Block, Directive, Merge, Swap, Tensorize, schedule
+
+ROWS, COLUMNS = 6, 4
+X = Buffer("x", DType.F32, (ROWS, COLUMNS))
+TURNED = Buffer("t", DType.F32, (COLUMNS, ROWS))
+Z = Buffer("z", DType.F32, (ROWS,))
+Y = Buffer("y", DType.F32, (ROWS, COLUMNS))
+ROW, COLUMN = Var("i"), Var("j")
+
+
+def kernel(body: Stmt) -> Kernel:
+    return Kernel("k", (X, TURNED, Z, Y), body, frozenset((Z.name, Y.name)))
+
+
+def loop(axis: str, extent: int | Expr, body: Stmt, kind: LoopKind = LoopKind.SERIAL) -> For:
+    return For(axis, index_const(extent) if isinstance(extent, int) else extent, body, kind)
+
+
+def nest(body: Stmt) -> Kernel:
+    return kernel(loop("i", ROWS, loop("j", COLUMNS, body)))
+
+
+ELEMENT = Load(X, (ROW, COLUMN))
+COPY = nest(Store(Y, (ROW, COLUMN), ELEMENT))
+TRANSPOSE = nest(Store(Y, (ROW, COLUMN), Load(TURNED, (COLUMN, ROW))))
+SUM = nest(Accumulate(Z, (ROW,), ScalarOp.ADD, ELEMENT))
+TRIANGLE = kernel(loop("i", COLUMNS, loop("j", ROW, Store(Y, (ROW, COLUMN), ELEMENT))))
+
+REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
+    "blocks of a sum": (SUM, Block("j", 3), "parallel axis j writes z without indexing by it"),
+    "blocks of a sum that overlap": (
+        SUM,
+        Block("j", 3, overlap=True),
+        "parallel axis j writes z without indexing by it",
+    ),
+    "blocks of one": (COPY, Block("i", 1), "the extent is 6"),
+    "whole blocks of more than there is": (COPY, Block("i", 7, overlap=True), "the extent is 6"),
+    "blocks of a loop around one of its length": (TRIANGLE, Block("i", 2), "depends on i"),
+    "exchange of a sum": (SUM, Swap("i", "j"), "parallel axis j writes z without indexing by it"),
+    "exchange of loops in the wrong order": (COPY, Swap("j", "i"), "not directly nested"),
+    "exchange with an extent that depends": (TRIANGLE, Swap("i", "j"), "not directly nested"),
+    "merge across a gap": (TRANSPOSE, Merge("i", "j"), "t is not contiguous across the two"),
+    "merge in the wrong order": (COPY, Merge("j", "i"), "not directly nested"),
+    "merge with an extent that depends": (TRIANGLE, Merge("i", "j"), "extent of j is not fixed"),
+    "tasks of a sum": (SUM, Bind("j"), "parallel axis j writes z without indexing by it"),
+    "tasks inside": (COPY, Bind("j"), "nothing but parallel loops around it"),
+    "no such loop": (COPY, Bind("k"), "k has no loop over k"),
+    "tiles of a copy": (COPY, Tensorize("j", "i"), "0 blocked sums of products"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_changes_the_meaning_is_refused(name: str) -> None:
+    before, directive, why = REFUSED[name]
+    with pytest.raises(ScheduleError, match=re.escape(why)):
+        schedule(before, (directive,))
+
+
+ACCEPTED: dict[str, tuple[Kernel, tuple[Directive, ...]]] = {
+    "blocks": (COPY, (Block("i", 4),)),
+    "blocks of a block": (COPY, (Block("i", 4, overlap=True), Block("j", 3))),
+    "sums": (SUM, (Block("i", 4), Bind("i"))),
+    "merge": (COPY, (Merge("i", "j"), Bind("i"))),
+    "exchange": (TRANSPOSE, (Swap("i", "j"), Bind("j"), Bind("i"))),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_directives_are_kept_with_the_kernel(name: str) -> None:
+    before, directives = ACCEPTED[name]
+    after = schedule(before, directives)
+    assert after.schedule == directives and before.schedule == ()
