@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TypeVar, Union
+from typing import TypeVar, Union, assert_never
 
 from tilewright.dtypes import DType
 from tilewright.loops.scalars import ScalarOp
@@ -288,39 +288,44 @@ def strides_of(buffer: Buffer) -> tuple[int, ...]:
     return tuple(reversed(out))
 
 
-def children(node: Node) -> Iterator[Node]:
+def children(node: Node) -> tuple[Node, ...]:
     """The nodes directly below, in order of evaluation."""
     match node:
         case Const() | Var():
-            return
+            return ()
         case Load(index=index):
-            yield from index
+            return index
         case Apply(args=args):
-            yield from args
+            return args
         case Cast(arg=arg):
-            yield arg
+            return (arg,)
         case Select(condition=c, then=t, otherwise=o):
-            yield from (c, t, o)
+            return (c, t, o)
         case Store(index=index, value=value) | Accumulate(index=index, value=value):
-            yield from index
-            yield value
+            return (*index, value)
         case For(extent=extent, body=body):
-            yield from (extent, body)
+            return (extent, body)
         case If(condition=c, body=body):
-            yield from (c, body)
+            return (c, body)
         case Block(stmts=stmts):
-            yield from stmts
+            return stmts
         case Alloc(body=body):
-            yield body
+            return (body,)
         case Tile(meaning=meaning):
-            yield meaning
+            return (meaning,)
+        case _:
+            assert_never(node)
 
 
 def walk(node: Node) -> Iterator[Node]:
     """The node and all below it, outermost first."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        below = children(node)
+        if below:
+            waiting.extend(reversed(below))
 
 
 def rewrite(node: Node, rule: Callable[[Node], Node | None]) -> Node:
