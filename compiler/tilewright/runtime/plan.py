@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,7 @@ from tilewright.runtime.dump import publish
 from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor
 from tilewright.runtime.pool import Plan as Table
-from tilewright.schedule.heuristics import TileLimits, choose_schedule
+from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
 TASK_NANOSECONDS = 30_000  # work that is worth a task of its own
@@ -102,8 +102,7 @@ class Plan:
         program = pack_operands(program, tile_limits().lanes, weights)
         self.decisions = program.decisions
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
-        scheduled = [verify(choose_schedule(n, tile_limits())) for n in lowered]
-        emitted = [emit(k) for k in scheduled]
+        scheduled, emitted = _generate(lowered)
         addresses = cache.load([e.text for e in emitted])
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
@@ -314,6 +313,18 @@ class Plan:
         """Bytes of memory that the plan holds: an arena per thread that ran it at the same time,
         and tables."""
         return (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
+
+
+def _generate(lowered: Sequence[Lowered]) -> tuple[list[Kernel], list[Emitted]]:
+    """Scheduled kernels and their sources; kernels of one structure are generated once."""
+    limits = tile_limits()
+    made: dict[Hashable, tuple[Kernel, Emitted]] = {}
+    keys = [schedule_key(n) for n in lowered]
+    for key, n in zip(keys, lowered, strict=True):
+        if key not in made:
+            kernel = verify(choose_schedule(n, limits))
+            made[key] = kernel, emit(kernel)
+    return [made[key][0] for key in keys], [made[key][1] for key in keys]
 
 
 def build_plan(

@@ -3,7 +3,7 @@ machine only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import prod
 
@@ -12,6 +12,7 @@ from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.ir import Accumulate, Const, For, Kernel, Load, LoopKind, Stmt, Store, walk
 from tilewright.loops.locate import axis_ranges, find_loop, offset, outer_loops
+from tilewright.loops.structure import structure
 from tilewright.schedule.directives import (
     Bake,
     Bind,
@@ -51,6 +52,16 @@ def choose_schedule(lowered: Lowered, limits: TileLimits) -> Kernel:
         _map(builder)
     _bake_windows(builder)
     return builder.kernel
+
+
+def schedule_key(lowered: Lowered) -> Hashable:
+    """Equal for two kernels that get the same schedule: all that `choose_schedule` looks at."""
+    group = lowered.group
+    if group.nest is not None or group.contraction is None:
+        return group.nest is None, structure(lowered.kernel)
+    c, main = group.contraction, group.members[0]
+    places = [main.axes.index(a) if a else -1 for a in (c.rows, c.columns)]
+    return (*places, main.dtype, c.b.load.buffer.shape[-1], structure(lowered.kernel))
 
 
 class _Builder:
