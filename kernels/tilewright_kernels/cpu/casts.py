@@ -45,9 +45,23 @@ def _is_nonzero(builder: Any, value: Any, source: Any) -> Any:
 
 def _float_to_integer(builder: Any, value: Any, target: Any) -> Any:
     result = ir.IntType(target.bitwidth)
+    if target.bitwidth <= 16:
+        return builder.trunc(_clamped(builder, value, target), result)
     kind = "fptosi" if target.signed else "fptoui"
     name = f"llvm.{kind}.sat.{suffix(result)}.{suffix(value.type)}"
     return call_intrinsic(builder, name, result, [value])
+
+
+def _clamped(builder: Any, value: Any, target: Any) -> Any:
+    """An int32 within the range of a narrow integer. x86 has vectors of float-to-int32
+    conversions, but LLVM takes its saturating conversions apart."""
+    low, high = (ir.Constant(value.type, float(n)) for n in (target.minval, target.maxval))
+    number = builder.select(
+        builder.fcmp_ordered("ord", value, value), value, ir.Constant(value.type, 0.0)
+    )
+    above = builder.select(builder.fcmp_ordered(">", number, low), number, low)
+    held = builder.select(builder.fcmp_ordered("<", above, high), above, high)
+    return builder.fptosi(held, ir.IntType(32))
 
 
 def _resize(builder: Any, value: Any, signed: bool, result: Any) -> Any:
