@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from numba.core.errors import TypingError
 
 from kernels_harness import compile_kernel, elementwise
+from tilewright_kernels.cpu import machine
 
 Array = np.ndarray[Any, Any]
 INTEGERS: dict[str, np.dtype[Any]] = {
@@ -160,6 +162,37 @@ def test_casts(source: str, target: str) -> None:
     )
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(result, expected_cast(values, dtype))
+
+
+def bounds(integer: np.dtype[Any], floating: np.dtype[Any]) -> Array:
+    """Around both ends of an integer's range: the nearest floats, and fractions between them."""
+    info = np.iinfo(integer)
+    ends = np.array([info.min, info.min - 1, 0, info.max, info.max + 1], floating)
+    steps = [np.nextafter(ends, floating.type(side)) for side in (-np.inf, np.inf)]
+    fractions = [ends + floating.type(f) for f in (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)]
+    return np.concatenate([ends, *steps, *fractions])
+
+
+@pytest.mark.parametrize("target", INTEGERS)
+@pytest.mark.parametrize("source", FLOATS)
+def test_floats_saturate(source: str, target: str) -> None:
+    """At both ends of the range, and for every 65537th bit pattern (those of NaN too)."""
+    floating, integer = FLOATS[source], INTEGERS[target]
+    width = f"u{floating.itemsize}"
+    step = 65537 << 8 * (floating.itemsize - 4)
+    patterns = np.arange(0, 2 ** (8 * floating.itemsize), step, dtype=width).view(floating)
+    values = np.concatenate([bounds(integer, floating), patterns])
+    result = np.full(values.shape, 77, integer)
+    kernel = elementwise(f"to_{target}(x0[i])", f"casts.to_{target}", source, target)
+    kernel(result, values, values.size)
+    np.testing.assert_array_equal(result, expected_cast(values, integer))
+
+
+@pytest.mark.skipif(machine.vector_bytes() < 32, reason="needs registers that tell vectors apart")
+@pytest.mark.parametrize("target", ["i8", "u8", "i16", "u16", "i32"])
+def test_loops_over_casts_are_vectorised(target: str) -> None:
+    kernel = elementwise(f"to_{target}(x0[i])", f"casts.to_{target}", "f32", target)
+    assert re.search(r"vcvttps2dq\s.*%[yz]mm", kernel.assembly)
 
 
 @pytest.mark.parametrize("source", [*INTEGERS, *FLOATS])

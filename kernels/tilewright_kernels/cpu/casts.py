@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
 
 from tilewright_kernels.cpu import halves
 from tilewright_kernels.cpu.intrinsics import intrinsic
-from tilewright_kernels.cpu.values import F32, F64, call_intrinsic, suffix
+from tilewright_kernels.cpu.values import F32, F64, Number
 
 FLOATS = {types.float32: F32, types.float64: F64}
 
@@ -44,24 +45,29 @@ def _is_nonzero(builder: Any, value: Any, source: Any) -> Any:
 
 
 def _float_to_integer(builder: Any, value: Any, target: Any) -> Any:
-    result = ir.IntType(target.bitwidth)
-    if target.bitwidth <= 16:
-        return builder.trunc(_clamped(builder, value, target), result)
-    kind = "fptosi" if target.signed else "fptoui"
-    name = f"llvm.{kind}.sat.{suffix(result)}.{suffix(value.type)}"
-    return call_intrinsic(builder, name, result, [value])
+    """The value held in the range, then truncated. LLVM takes its own saturating conversions apart
+    element by element, whereas these loops become vectors.
+    """
+    x = Number(builder, value)
+    low, high, beyond = _range_in_floats(target, x)
+    held = x.is_nan().choose(0.0, x).at_least(low).at_most(high).value
+    # x86 has no conversions of vectors to less than 32 bits. In int32 lie all narrow integers.
+    wide = ir.IntType(max(target.bitwidth, 32))
+    signed = target.signed or target.bitwidth < 32
+    whole = x.of((builder.fptosi if signed else builder.fptoui)(held, wide))
+    if high != target.maxval:
+        whole = (x >= beyond).choose(target.maxval, whole)
+    return _resize(builder, whole.value, signed, ir.IntType(target.bitwidth))
 
 
-def _clamped(builder: Any, value: Any, target: Any) -> Any:
-    """An int32 within the range of a narrow integer. x86 has vectors of float-to-int32
-    conversions, but LLVM takes its saturating conversions apart."""
-    low, high = (ir.Constant(value.type, float(n)) for n in (target.minval, target.maxval))
-    number = builder.select(
-        builder.fcmp_ordered("ord", value, value), value, ir.Constant(value.type, 0.0)
-    )
-    above = builder.select(builder.fcmp_ordered(">", number, low), number, low)
-    held = builder.select(builder.fcmp_ordered("<", above, high), above, high)
-    return builder.fptosi(held, ir.IntType(32))
+def _range_in_floats(target: Any, x: Number) -> tuple[float, float, float]:
+    """The least and the greatest float of x's type that an integer type holds, and the float
+    nearest to its greatest integer.
+    """
+    kind = np.float32 if x.value.type == F32 else np.float64
+    nearest = kind(target.maxval)
+    high = nearest if int(nearest) == target.maxval else np.nextafter(nearest, kind(0))
+    return float(target.minval), float(high), float(nearest)
 
 
 def _resize(builder: Any, value: Any, signed: bool, result: Any) -> Any:
