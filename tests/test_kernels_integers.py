@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
@@ -206,14 +207,70 @@ def test_cast_to_bool(source: str) -> None:
     np.testing.assert_array_equal(result, values.astype(np.bool_).astype(np.uint8))
 
 
-def test_rounding_to_halves() -> None:
-    import ml_dtypes
+HALVES: dict[str, np.dtype[Any]] = {
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
 
+
+def rounded_to_half(values: Array, kind: str) -> Array:
+    """By a kernel, as float32."""
+    result = np.empty(values.shape, np.float32)
+    source = "f32" if values.dtype == np.float32 else "f64"
+    kernel = elementwise(f"to_{kind}(x0[i])", f"casts.to_{kind}", source, "f32")
+    kernel(result, values, values.size)
+    return result
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_rounding_to_halves(kind: str) -> None:
     values = np.random.default_rng(0).normal(0, 1e4, 500).astype(np.float32)
-    for name, dtype in (("to_f16", np.float16), ("to_bf16", ml_dtypes.bfloat16)):
-        result = np.empty_like(values)
-        elementwise(f"{name}(x0[i])", f"casts.{name}", "f32", "f32")(result, values, values.size)
-        np.testing.assert_array_equal(result, values.astype(dtype).astype(np.float32))
+    expected = values.astype(HALVES[kind]).astype(np.float32)
+    np.testing.assert_array_equal(rounded_to_half(values, kind), expected)
+
+
+def middles(kind: str) -> tuple[Array, Array, Array]:
+    """The positive finite halves, all but the last; the next ones; the numbers half way between.
+    All are exact.
+    """
+    most = int(np.array(np.inf, HALVES[kind]).view(np.uint16)) - 1
+    halves = np.arange(most + 1, dtype=np.uint16).view(HALVES[kind]).astype(np.float64)
+    low, high = halves[:-1], halves[1:]
+    return low, high, (low + high) / 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("kind", HALVES)
+def test_float64_is_rounded_to_halves_once(kind: str, sign: int) -> None:
+    """A float32 cannot tell a middle of two halves from its neighbours in float64."""
+    low, high, middle = middles(kind)
+    even = np.where(np.arange(low.size) % 2 == 0, low, high)
+    above, below = np.nextafter(middle, np.inf), np.nextafter(middle, 0)
+    for values, expected in ((below, low), (middle, even), (above, high)):
+        result = rounded_to_half(sign * values, kind)
+        np.testing.assert_array_equal(result, sign * expected)
+        np.testing.assert_array_equal(np.signbit(result), sign < 0)
+
+
+def test_float64_to_float16_is_numpys() -> None:
+    patterns = np.arange(0, 2**64, 65537 << 31, dtype=np.uint64)
+    around = (patterns & 0x800FFFFFFFFFFFFF) | (
+        np.arange(patterns.size, dtype=np.uint64) % 48 + 995 << 52
+    )
+    special = np.array(
+        [0, -0.0, np.inf, -np.inf, np.nan, 65519.999, 65520, -65520, 1e300, -1e300, 1e-300]
+    )
+    values = np.concatenate([special, patterns.view(np.float64), around.view(np.float64)])
+    with np.errstate(all="ignore"):
+        expected = values.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(rounded_to_half(values, "f16"), expected)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_float64_beyond_the_halves(kind: str) -> None:
+    values = np.array([np.inf, -np.inf, np.nan, 1e300, -1e300, 3.4e38, 1e-300])
+    expected = [np.inf, -np.inf, np.nan, np.inf, -np.inf, np.inf, 0]
+    np.testing.assert_array_equal(rounded_to_half(values, kind), expected)
 
 
 def test_select() -> None:

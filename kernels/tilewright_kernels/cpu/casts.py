@@ -97,12 +97,19 @@ to_u32, to_u64 = _conversion(types.uint32), _conversion(types.uint64)
 to_bool = _conversion(types.boolean)
 
 
+def _to_be_halved(builder: Any, value: Any, source: Any) -> Any:
+    """A float32 that rounds to the half that `value` rounds to."""
+    if source == types.float64:
+        return halves.narrow_to_odd(builder, value)
+    return _cast(builder, value, source, types.float32)
+
+
 @intrinsic
 def to_f16(typing: Any, x: Any) -> Any:
-    """The float32 nearest to x that float16 can hold."""
+    """The float32 nearest to x that float16 can hold; a float64 is rounded once."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        single = _cast(builder, values[0], x, types.float32)
+        single = _to_be_halved(builder, values[0], x)
         return halves.decode_f16(builder, halves.encode_f16(builder, single))
 
     return types.float32(x), emit
@@ -110,10 +117,10 @@ def to_f16(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def to_bf16(typing: Any, x: Any) -> Any:
-    """The float32 nearest to x that bfloat16 can hold."""
+    """The float32 nearest to x that bfloat16 can hold; a float64 is rounded once."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        single = _cast(builder, values[0], x, types.float32)
+        single = _to_be_halved(builder, values[0], x)
         return halves.decode_bf16(builder, halves.encode_bf16(builder, single))
 
     return types.float32(x), emit
