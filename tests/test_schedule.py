@@ -29,11 +29,13 @@ X = Buffer("x", DType.F32, (ROWS, COLUMNS))
 TURNED = Buffer("t", DType.F32, (COLUMNS, ROWS))
 Z = Buffer("z", DType.F32, (ROWS,))
 Y = Buffer("y", DType.F32, (ROWS, COLUMNS))
+WIDE = Buffer("w", DType.F32, (ROWS * COLUMNS,))
 ROW, COLUMN = Var("i"), Var("j")
 
 
 def kernel(body: Stmt) -> Kernel:
-    return Kernel("k", (X, TURNED, Z, Y), body, frozenset((Z.name, Y.name)))
+    params = (X, TURNED, Z, Y, WIDE)
+    return Kernel("k", params, body, frozenset((Z.name, Y.name, WIDE.name)))
 
 
 def loop(axis: str, extent: int | Expr, body: Stmt, kind: LoopKind = LoopKind.SERIAL) -> For:
@@ -56,6 +58,21 @@ REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
         SUM,
         Block("j", 3, overlap=True),
         "parallel axis j writes z without indexing by it",
+    ),
+    "overlapping blocks of sums in memory": (
+        SUM,
+        Block("i", 4, overlap=True),
+        "elements would be accumulated twice",
+    ),
+    "tasks by a quotient": (
+        nest(Store(Y, (ROW // 2, COLUMN), ELEMENT)),
+        Bind("i"),
+        "parallel axis i writes elements of y twice",
+    ),
+    "tasks that reach into each other": (
+        nest(Store(WIDE, (ROW + COLUMN,), ELEMENT)),
+        Bind("i"),
+        "parallel axis i writes elements of w twice",
     ),
     "blocks of one": (COPY, Block("i", 1), "the extent is 6"),
     "whole blocks of more than there is": (COPY, Block("i", 7, overlap=True), "the extent is 6"),
@@ -94,3 +111,11 @@ def test_directives_are_kept_with_the_kernel(name: str) -> None:
     before, directives = ACCEPTED[name]
     after = schedule(before, directives)
     assert after.schedule == directives and before.schedule == ()
+
+
+def test_tasks_may_write_side_by_side() -> None:
+    """One index in steps as wide as the inner loop, and a quotient beside its remainder."""
+    flat = nest(Store(WIDE, (ROW * COLUMNS + COLUMN,), ELEMENT))
+    split = nest(Store(Y, ((ROW * COLUMNS + COLUMN) // 4, (ROW * COLUMNS + COLUMN) % 4), ELEMENT))
+    for k in (flat, split):
+        assert schedule(k, (Bind("i"),)).schedule

@@ -4,7 +4,8 @@
 * every index has the buffer's rank and lies inside its shape, by interval analysis under the
 guards around it;
 * operands of a scalar function agree in type, values are stored in the buffer's type;
-* iterations of a parallel loop write disjoint elements (or the same value to the same element).
+* no two iterations of a parallel loop are known to write one element (unless overlapping blocks
+compute it twice, from the same operands).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NoReturn, assert_never
 
 from tilewright.dtypes import DType
 from tilewright.errors import VerifyError
-from tilewright.loops.affine import Range, interval
+from tilewright.loops.affine import Linear, Range, interval, linear
 from tilewright.loops.facts import Facts, bounds, contradictory, learn, learn_extent, unlearn
 from tilewright.loops.ir import (
     Accumulate,
@@ -41,6 +42,7 @@ from tilewright.loops.ir import (
     variables,
     walk,
 )
+from tilewright.loops.locate import axis_ranges
 from tilewright.loops.scalars import MONOIDS, ScalarOp
 
 
@@ -107,7 +109,7 @@ class _Verifier:
         if s.axis in scope.ranges:
             scope.fail(f"axis {s.axis} shadows an outer axis")
         self.expression(s.extent, scope)
-        if s.kind is LoopKind.PARALLEL and (why := shared_writes(s)):
+        if s.kind is LoopKind.PARALLEL and (why := shared_writes(s) or colliding_writes(s)):
             scope.fail(why)
         top = interval(s.extent, scope.ranges)[1] - 1
         if top >= 0:  # else it never runs
@@ -188,4 +190,41 @@ def shared_writes(loop: For) -> str | None:
 def _overlaps(index: Expr, axis: str) -> bool:
     return any(
         isinstance(n, Apply) and n.op is ScalarOp.MIN and axis in variables(n) for n in walk(index)
+    )
+
+
+def colliding_writes(loop: For) -> str | None:
+    """Why two iterations are sure to write one element, although each indexes by the axis; or None.
+
+    Such are an index by a quotient of the axis alone, and one by a sum with an inner axis that
+    reaches the next iteration's elements.
+    """
+    if isinstance(loop.extent, Const) and loop.extent.value <= 1:
+        return None
+    ranges = axis_ranges(loop)
+    local = {n.buffer.name for n in walk(loop.body) if isinstance(n, Alloc)}
+    inner = {n.axis: ranges[n.axis][1] for n in walk(loop.body) if isinstance(n, For)}
+    for n in walk(loop.body):
+        if isinstance(n, (Store, Accumulate)) and n.buffer.name not in local:
+            forms = [linear(i, ranges) for i in n.index if loop.axis in variables(i)]
+            if _by_quotients(forms, loop.axis) or _reaches_next(forms, loop.axis, inner):
+                return f"parallel axis {loop.axis} writes elements of {n.buffer.name} twice"
+    return None
+
+
+def _by_quotients(forms: list[Linear], axis: str) -> bool:
+    """Whether the axis occurs in nothing but quotients by constants."""
+    atoms = [a for form in forms for a, _ in form.terms if axis in variables(a)]
+    quotients = [isinstance(a, Apply) and a.op is ScalarOp.FLOORDIV for a in atoms]
+    return bool(atoms) and all(quotients)
+
+
+def _reaches_next(forms: list[Linear], axis: str, inner: Mapping[str, float]) -> bool:
+    """Whether one step of the axis is some steps of an inner axis."""
+    if len(forms) != 1 or axis in forms[0].nonlinear_axes():
+        return False
+    step = forms[0].coefficient(axis)
+    return any(
+        (c := forms[0].coefficient(a)) and step % c == 0 and abs(step // c) <= last
+        for a, last in inner.items()
     )

@@ -42,7 +42,7 @@ from tilewright.loops.ir import (
 from tilewright.loops.locate import accesses, axis_ranges, find_loop, offset
 from tilewright.loops.microtile import microtile
 from tilewright.loops.scalars import ScalarOp
-from tilewright.loops.verify import shared_writes, verify
+from tilewright.loops.verify import colliding_writes, shared_writes, verify
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Block:
             raise ScheduleError(f"{self}: {why}")
         if any(isinstance(n, Tile) for n in walk(target.body)):
             raise ScheduleError(f"{self}: there is a tile inside")
+        if extent % f and self.overlap and _accumulates_outside(target.body):
+            raise ScheduleError(f"{self}: elements would be accumulated twice")
         start: Expr = Var(self.axis) * f
         length: Expr = index_const(f)
         if extent % f and self.overlap:
@@ -109,6 +111,12 @@ class Block:
         return _replaced(
             kernel, target, replace(target, extent=index_const(-(-extent // f)), body=body)
         )
+
+
+def _accumulates_outside(body: Stmt) -> bool:
+    """Whether there is a reduction into a buffer that lives longer than the statement."""
+    local = {n.buffer.name for n in walk(body) if isinstance(n, Alloc)}
+    return any(isinstance(n, Accumulate) and n.buffer.name not in local for n in walk(body))
 
 
 class _Distribute:
@@ -179,7 +187,7 @@ class Bind:
     def __call__(self, kernel: Kernel) -> Kernel:
         target = _loop(kernel, self.axis)
         if self.kind is LoopKind.PARALLEL:
-            if why := shared_writes(target):
+            if why := shared_writes(target) or colliding_writes(target):
                 raise ScheduleError(f"{self}: {why}")
             if not _is_outermost(kernel, target):
                 raise ScheduleError(
