@@ -12,6 +12,9 @@ from tilewright.loops.affine import linear
 from tilewright.loops.facts import bounds, contradictory, learn, unlearn
 from tilewright.loops.ir import Apply, Expr, Var, index_const
 from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.common import select
+from tilewright.ops.evaluate import evaluate
+from tilewright.ops.tensor import compute
 
 
 def compare(op: ScalarOp, a: Expr, b: int) -> Expr:
@@ -109,3 +112,14 @@ def test_loops_that_share_an_axis_have_extents_of_their_own() -> None:
     """The parts of a concatenation are copied by one loop each; the last part is the narrowest."""
     parts = {"a": (90, 20), "b": (90, 16), "c": (90, 1), "d": (90, 7), "e": (90, 1)}
     agree([helper.make_node("Concat", list(parts), ["y"], axis=1)], **parts)
+
+
+def test_a_guard_keeps_bad_data_from_being_reported() -> None:
+    """i / j where j is not 0: the side that is not taken is not evaluated."""
+
+    def element(i: Expr, j: Expr) -> Expr:
+        return select(compare(ScalarOp.GT, j, 0), Apply(ScalarOp.DIV, (i, j)), -1)
+
+    rows, columns = np.indices((4, 3))
+    want = np.where(columns > 0, rows // np.maximum(columns, 1), -1)
+    np.testing.assert_array_equal(evaluate(compute((4, 3), element), {}), want)

@@ -23,7 +23,7 @@ from tilewright.loops.ir import (
     Select,
     Var,
     children,
-    dtype_of,
+    makes_checks,
     rewrite,
     substitute,
     variables,
@@ -34,7 +34,6 @@ from tilewright.ops.tensor import Compute, NestOutput, Placeholder, Tensor, sour
 
 MAX_NODES = 300  # expression nodes of one kernel's body
 CHEAP = 3  # arithmetic that is sooner done again than loaded
-CHECKS = frozenset((ScalarOp.CHECK, ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD))
 EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
     for n in (
@@ -293,11 +292,6 @@ def label(t: Tensor) -> str:
 def is_view(t: Compute) -> bool:
     """Whether the elements are those of another tensor, at other places."""
     return t.reduction is None and isinstance(t.body, Load)
-
-
-def makes_checks(e: Expr) -> bool:
-    """Whether evaluating the expression may report bad data."""
-    return any(isinstance(n, Apply) and n.op in CHECKS and dtype_of(n).is_integer for n in walk(e))
 
 
 def reads_in_place(c: Compute, p: Tensor) -> bool:

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import TypeVar, Union, assert_never
 
 from tilewright.dtypes import DType
-from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.scalars import CHECKS, ScalarOp
 
 Scalar = float | int | bool
 Operand = Union["Expr", float, int, bool]
@@ -387,3 +387,8 @@ def substitute(node: Node, env: dict[str, Expr]) -> Node:
 def variables(node: Node) -> frozenset[str]:
     """The names of all axes read in the node."""
     return frozenset(n.name for n in walk(node) if isinstance(n, Var))
+
+
+def makes_checks(e: Expr) -> bool:
+    """Whether evaluating the expression may report bad data."""
+    return any(isinstance(n, Apply) and n.op in CHECKS and dtype_of(n).is_integer for n in walk(e))

@@ -163,3 +163,7 @@ def _highest(dtype: DType) -> float | int | bool:
     if dtype is DType.BOOL:
         return True
     return math.inf if dtype.is_float else int(np.iinfo(dtype.numpy).max)
+
+
+CHECKS = frozenset((ScalarOp.CHECK, ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD))
+"""Functions that report bad integers: indices out of range, divisions by zero."""

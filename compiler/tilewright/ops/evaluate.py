@@ -9,7 +9,7 @@ from typing import Any, assert_never
 import numpy as np
 
 from tilewright.loops.interpret import apply_scalar, convert, poisoned, run_statement
-from tilewright.loops.ir import Apply, Cast, Const, Expr, Load, Select, Var, dtype_of
+from tilewright.loops.ir import Apply, Cast, Const, Expr, Load, Select, Var, dtype_of, makes_checks
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Constant, NestOutput, Tensor, sources
 
@@ -114,11 +114,26 @@ def _expr(e: Expr, grid: Mapping[str, np.ndarray], env: Mapping[str, np.ndarray]
             chosen = _expr(c, grid, env)
             if np.all(chosen):
                 return _expr(then, grid, env)
-            return np.where(chosen, _expr(then, grid, env), _expr(otherwise, grid, env))
+            sides = _where(chosen, then, grid, env), _where(~chosen, otherwise, grid, env)
+            return np.where(chosen, *sides)
         case Apply(op=op, args=args):
             return apply_scalar(op, dtype_of(args[0]), [_expr(a, grid, env) for a in args])
         case _:
             assert_never(e)
+
+
+def _where(
+    wanted: np.ndarray, e: Expr, grid: Mapping[str, np.ndarray], env: Mapping[str, np.ndarray]
+) -> Any:
+    """The expression where it is wanted; elsewhere bad data is not reported."""
+    if not makes_checks(e):
+        return _expr(e, grid, env)
+    shape = np.broadcast_shapes(np.shape(wanted), *(g.shape for g in grid.values()))
+    mask = np.broadcast_to(wanted, shape)
+    places = {name: np.broadcast_to(g, shape)[mask] for name, g in grid.items()}
+    result = np.zeros(shape, dtype_of(e).compute.numpy)
+    result[mask] = _expr(e, places, env)
+    return result
 
 
 def _index(
