@@ -6,9 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 import tilewright.driver  # noqa: F401  (registers the operators)
 from strategies import random_array, shapes
@@ -248,6 +250,93 @@ def test_strings_are_normalised() -> None:
     assert host("StringNormalizer", words, **exact).tolist() == ["Monday", "tuesday"]
     nothing = host("StringNormalizer", words[:1].reshape(1, 1), **stop)
     assert nothing.tolist() == [[""]]
+
+
+def runtimes(name: str, x: Array, target: int, **attributes: Any) -> Array:
+    """What ONNX Runtime makes of the operator."""
+    source = helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        [helper.make_node(name, ["x"], ["y"], **attributes)],
+        "g",
+        [helper.make_tensor_value_info("x", source, x.shape)],
+        [helper.make_tensor_value_info("y", target, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    [result] = session.run(None, {"x": x})
+    return np.asarray(result)
+
+
+WORDS = ("Éa", "é b", "b", "", "É", "B", "straße", "ΑΣ", "ǅ")
+
+
+@pytest.mark.parametrize("stopwords", [["b"], ["É", ""], list(WORDS)])
+@pytest.mark.parametrize("is_case_sensitive", [0, 1])
+@pytest.mark.parametrize("case_change_action", ["NONE", "LOWER", "UPPER"])
+def test_strings_are_normalised_as_in_onnx_runtime(
+    case_change_action: str, is_case_sensitive: int, stopwords: list[str]
+) -> None:
+    attributes: dict[str, Any] = {
+        "case_change_action": case_change_action,
+        "is_case_sensitive": is_case_sensitive,
+        "stopwords": stopwords,
+        "locale": "C.UTF-8",
+    }
+    for shape in ((-1,), (1, -1)):
+        words = text(*WORDS).reshape(shape)
+        made = host("StringNormalizer", words, **attributes)
+        wanted = runtimes("StringNormalizer", words, TensorProto.STRING, **attributes)
+        assert made.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("columns", [(2, 0, 1, 3, 4), (0, 0, 1, 6, 1)])
+@pytest.mark.parametrize("weights", [None, [10.0, 20.0, 30.0, 40.0, 50.0]])
+@pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])
+def test_weights_belong_to_places_in_the_pool(
+    mode: str, weights: list[float] | None, columns: tuple[int, ...]
+) -> None:
+    tokens = i64(1, 2, 3, 2, 1, 3, 3, 1, 9, 2, 1, 3)
+    for shortest, skips, shape in ((1, 0, (-1,)), (2, 0, (2, -1)), (1, 2, (3, -1))):
+        attributes: dict[str, Any] = {
+            "mode": mode,
+            "min_gram_length": shortest,
+            "max_gram_length": 2,
+            "max_skip_count": skips,
+            "ngram_counts": [0, 3],
+            "ngram_indexes": columns,
+            "pool_int64s": [1, 2, 3, 3, 2, 2, 1],
+            "weights": weights,
+        }
+        made = host("TfIdfVectorizer", tokens.reshape(shape), **attributes)
+        same(
+            made,
+            runtimes("TfIdfVectorizer", tokens.reshape(shape), TensorProto.FLOAT, **attributes),
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": [1.0]},
+        {"ngram_indexes": [0, 1]},
+        {"ngram_indexes": [0, 1, -1]},
+        {"ngram_counts": [0, 4]},
+        {"ngram_counts": [0, 1, 2]},
+    ],
+)
+def test_pools_that_do_not_fit(wrong: dict[str, Any]) -> None:
+    attributes: dict[str, Any] = {
+        "mode": "TFIDF",
+        "min_gram_length": 1,
+        "max_gram_length": 2,
+        "max_skip_count": 0,
+        "ngram_counts": [0, 1],
+        "ngram_indexes": [0, 1, 2],
+        "pool_int64s": [1, 2, 3, 4, 5],
+    }
+    assert host("TfIdfVectorizer", i64(1, 2), **attributes).tolist() == [1, 0, 0]
+    with pytest.raises(OperatorError):
+        host("TfIdfVectorizer", i64(1, 2), **{**attributes, **wrong})
 
 
 @pytest.mark.parametrize("skips", [0, 1, 5])

@@ -6,7 +6,6 @@ Source: https://onnx.ai/onnx/operators/
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -15,7 +14,6 @@ from tilewright.ops.common import fail
 from tilewright.ops.registry import host_op
 
 Array = np.ndarray
-_CASES: dict[str, Callable[[str], str]] = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
 
 
 @host_op("StringConcat")
@@ -55,38 +53,38 @@ def string_normalizer(
     locale: str = "",
     stopwords: Sequence[str] | None = None,
 ) -> Array:
-    """Accents and stop words taken out, case changed, what is empty then dropped."""
+    """The strings that are no stop words, case changed; an empty one if none is left.
+
+    https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
+    """
     if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != 1):
         raise fail(f"strings of shape {x.shape}, not [C] or [1, C]")
     change = _CASES.get(case_change_action)
     if change is None:
         raise fail(f"{case_change_action!r} is no change of case")
-    words = (_plain(s) for s in x.ravel())
-    if is_case_sensitive:
-        changed = [change(w) for w in _without(words, stopwords or ())]
-    else:
-        changed = _without(map(change, words), map(change, stopwords or ()))
-    kept = [w for w in changed if w] or [""]
-    return np.array(kept, object).reshape((1, -1) if x.ndim == 2 else -1)
+    compared = str if is_case_sensitive else _lower
+    gone = {compared(w) for w in stopwords or ()}
+    kept = [change(w) for w in map(str, x.ravel()) if compared(w) not in gone]
+    return np.array(kept or [""], object).reshape((1, -1) if x.ndim == 2 else -1)
 
 
-def _without(texts: Iterable[str], words: Iterable[str]) -> list[str]:
-    """Each text without the given words."""
-    gone = set(words)
-    if not gone:
-        return list(texts)
-    return [" ".join(w for w in t.split(" ") if w not in gone) for t in texts]
+def _lower(text: str) -> str:
+    return _letter_by_letter(str.lower, text)
 
 
-def _plain(text: object) -> str:
-    """The text without accents; a missing value is empty."""
-    if isinstance(text, float):
-        return ""
-    letters = str(text)
-    if letters.isascii():
-        return letters
-    apart = unicodedata.normalize("NFKD", letters)
-    return "".join(c for c in apart if not unicodedata.combining(c))
+def _upper(text: str) -> str:
+    return _letter_by_letter(str.upper, text)
+
+
+def _letter_by_letter(change: Callable[[str], str], text: str) -> str:
+    """Each letter changed, unless that makes it several, as in ONNX Runtime: Python makes SS of a
+    sharp s.
+    """
+    changed = ((letter, change(letter)) for letter in text)
+    return "".join(new if len(new) == 1 else old for old, new in changed)
+
+
+_CASES: dict[str, Callable[[str], str]] = {"NONE": str, "LOWER": _lower, "UPPER": _upper}
 
 
 def _each(x: Array, function: Callable[[str], object], dtype: type[np.generic]) -> Array:
@@ -107,45 +105,47 @@ def tf_idf_vectorizer(
     pool_strings: Sequence[str] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Array:
-    """How often each n-gram of the pool occurs in each row, weighted."""
-    if x.ndim > 2 or mode not in ("TF", "IDF", "TFIDF"):
+    """How often each n-gram of the pool occurs in each row (TF), the weight of each that does
+    (IDF), or the product (TFIDF). A weight belongs to a place in the pool, as does a column.
+
+    https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html
+    """
+    if x.ndim not in (1, 2) or mode not in ("TF", "IDF", "TFIDF"):
         raise fail(f"an operand of shape {x.shape}, mode {mode!r}")
-    pool = list(pool_strings or pool_int64s or ())
-    grams = _pool(pool, ngram_counts, ngram_indexes, min_gram_length, max_gram_length)
+    pool = _pool(list(pool_strings or pool_int64s or ()), ngram_counts)
+    terms = _terms(pool, ngram_indexes, None if mode == "TF" else weights)
     rows = x.reshape(1, -1) if x.ndim < 2 else x
-    counts = np.zeros((len(rows), max(ngram_indexes, default=-1) + 1), np.float32)
-    for row, tokens in zip(counts, rows.tolist(), strict=True):
+    totals = np.zeros((len(rows), max(ngram_indexes, default=-1) + 1), np.float32)
+    for row, tokens in zip(totals, rows.tolist(), strict=True):
         for gram in _grams(tokens, min_gram_length, max_gram_length, max_skip_count):
-            if gram in grams:
-                row[grams[gram]] += 1
-    if mode == "IDF":
-        counts = (counts > 0).astype(np.float32)
-    if mode != "TF" and weights:
-        counts *= np.asarray(weights, np.float32)[: counts.shape[1]]
-    return counts if x.ndim == 2 else counts[0]
+            if (term := terms.get(gram)) is not None:
+                column, worth = term
+                row[column] = worth if mode == "IDF" else row[column] + worth
+    return totals if x.ndim == 2 else totals[0]
 
 
 Gram = tuple[object, ...]
 
 
-def _pool(
-    items: Sequence[object],
-    counts: Sequence[int],
-    indexes: Sequence[int],
-    shortest: int,
-    longest: int,
-) -> dict[Gram, int]:
-    """The column of each n-gram of the pool. `counts` says where the n-grams of each length
-    begin."""
-    columns: dict[Gram, int] = {}
-    number = 0
+def _terms(
+    pool: Sequence[Gram], columns: Sequence[int], weights: Sequence[float] | None
+) -> dict[Gram, tuple[int, float]]:
+    """The column of each n-gram, and what its occurrence is worth: 1 without weights."""
+    worths = list(weights or [1.0] * len(pool))
+    if not len(columns) == len(worths) == len(pool) or min(columns, default=0) < 0:
+        raise fail(f"{len(columns)} columns and {len(worths)} weights for {len(pool)} n-grams")
+    return dict(zip(pool, zip(columns, worths, strict=True), strict=True))
+
+
+def _pool(items: Sequence[object], counts: Sequence[int]) -> list[Gram]:
+    """The n-grams in their order. `counts` says where those of each length begin."""
+    grams: list[Gram] = []
     ends = [*counts[1:], len(items)]
     for length, (start, end) in enumerate(zip(counts, ends, strict=True), start=1):
-        for first in range(start, end - length + 1, length):
-            if shortest <= length <= longest:
-                columns[tuple(items[first : first + length])] = indexes[number]
-            number += 1
-    return columns
+        if not 0 <= start <= end <= len(items) or (end - start) % length:
+            raise fail(f"the pool's items {start} to {end} are no {length}-grams")
+        grams += [tuple(items[k : k + length]) for k in range(start, end, length)]
+    return grams
 
 
 def _grams(tokens: Sequence[object], shortest: int, longest: int, skips: int) -> Iterable[Gram]:
@@ -153,6 +153,7 @@ def _grams(tokens: Sequence[object], shortest: int, longest: int, skips: int) ->
     have no neighbours and count once.
     """
     for step in range(1, skips + 2):
-        for length in range(max(shortest, 1 if step == 1 else 2), longest + 1):
-            for first in range(len(tokens) - step * (length - 1)):
-                yield tuple(tokens[first : first + step * length : step][:length])
+        for first in range(len(tokens)):
+            for length in range(max(shortest, 1 if step == 1 else 2), longest + 1):
+                if first + step * (length - 1) < len(tokens):
+                    yield tuple(tokens[first : first + step * length : step])
