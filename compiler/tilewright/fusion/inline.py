@@ -234,7 +234,8 @@ class _Inliner:
                         if c.reduction
                         else c.size
                     )
-                    total += domain * _loads(c.body, p.name)
+                    reads = _places if cost(p.body) <= CHEAP else _loads
+                    total += domain * reads(c.body, p.name)
             self.evaluations[p.name] = total / max(p.size, 1)
         return self.evaluations[p.name]
 
@@ -305,6 +306,12 @@ def reads_in_place(c: Compute, p: Tensor) -> bool:
 
 def _same_place(index: tuple[Expr, ...], here: tuple[Var, ...], shape: tuple[int, ...]) -> bool:
     return all(n == 1 or i == v for i, v, n in zip(index, here, shape, strict=True))
+
+
+def _places(body: Expr, name: str) -> int:
+    """How many elements are read; LLVM computes what is read again at the same place once."""
+    loads = (n for n in walk(body) if isinstance(n, Load) and n.buffer.name == name)
+    return len({n.index for n in loads})
 
 
 def _loads(body: Expr, name: str) -> int:
