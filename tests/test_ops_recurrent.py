@@ -10,7 +10,10 @@ import pytest
 import tilewright.ops.contrib_recurrent
 import tilewright.ops.recurrent  # noqa: F401  (registers the operators)
 from operator_oracle import check, normal, own
+from tilewright.dtypes import DType
 from tilewright.errors import OperatorError
+from tilewright.ops.registry import find
+from tilewright.ops.tensor import placeholder
 
 STEPS, BATCH, INPUTS, HIDDEN = 3, 2, 3, 5
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -177,3 +180,13 @@ def test_quantised_weights(direction: str) -> None:
         hidden_size=HIDDEN,
         direction=direction,
     )
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_unknown_attributes_are_refused(op: str) -> None:
+    definition = find("", op)
+    assert definition is not None
+    fixed = [a for a in operands(op) if a is not None]
+    x, w, r = (placeholder(a.shape, DType.F32, f"x{k}") for k, a in enumerate(fixed))
+    with pytest.raises(TypeError, match="output_sequence"):
+        definition(x, w, r, output_sequence=1)

@@ -5,12 +5,13 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 from tilewright.loops.ir import Cast, Expr, apply, index_const
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import fail, maximum, minimum
 from tilewright.ops.contrib import own_range
+from tilewright.ops.recurrence import RecurrentAttributes
 from tilewright.ops.recurrent import lstm
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Compute, Tensor, compute
@@ -31,13 +32,8 @@ def dynamic_quantize_lstm(
     r_scale: Tensor,
     r_zero_point: Tensor,
     *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
     input_forget: int = 0,
+    **attributes: Unpack[RecurrentAttributes],
 ) -> tuple[Tensor, ...]:
     """LSTM on x rounded to 256 steps of its range. The hidden state is not rounded between steps,
     so results are closer to those of the float weights than a kernel of 8-bit products gives.
@@ -46,18 +42,9 @@ def dynamic_quantize_lstm(
         _rounded(x),
         _restored(w, w_scale, w_zero_point),
         _restored(r, r_scale, r_zero_point),
-        b,
-        sequence_lens,
-        initial_h,
-        initial_c,
-        p,
-        activation_alpha=activation_alpha,
-        activation_beta=activation_beta,
-        activations=activations,
-        clip=clip,
-        direction=direction,
-        hidden_size=hidden_size,
+        *(b, sequence_lens, initial_h, initial_c, p),
         input_forget=input_forget,
+        **attributes,
     )
     assert not isinstance(results, Tensor)
     return tuple(t for t in results if t is not None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
@@ -38,6 +39,22 @@ from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
 LOCAL_BYTES = 256 << 10
 ROWS = 4  # batch rows that share a pass over the recurrent weights
 PRODUCTS = 8  # products that a visit to a weight column adds up, over all rows
+
+
+class FunctionAttributes(TypedDict, total=False):
+    """The attributes that choose activation functions, as ONNX names them."""
+
+    activation_alpha: Sequence[float] | None
+    activation_beta: Sequence[float] | None
+    activations: Sequence[str] | None
+    clip: float | None
+
+
+class RecurrentAttributes(FunctionAttributes, total=False):
+    """The attributes that all recurrent operators have."""
+
+    direction: str
+    hidden_size: int | None
 
 
 @dataclass(frozen=True)
@@ -139,14 +156,11 @@ def recurrence(
     *,
     gates: int,
     defaults: Sequence[str],
-    activations: Sequence[str] | None,
-    activation_alpha: Sequence[float] | None,
-    activation_beta: Sequence[float] | None,
-    clip: float | None,
-    direction: str,
-    hidden_size: int | None,
     layout: int,
     add_recurrent_bias: int | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    **functions: Unpack[FunctionAttributes],
 ) -> Recurrence:
     """Checked operands, with the input products. Of the recurrent bias only the first
     `add_recurrent_bias` elements (None: all) are added to the products.
@@ -154,26 +168,10 @@ def recurrence(
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
     if directions is None or x.rank != 3 or r.rank != 3:
         raise fail(f"operands of ranks {x.rank} and {r.rank} (3 expected), direction {direction!r}")
-    steps, batch = (x.shape[1], x.shape[0]) if layout else (x.shape[0], x.shape[1])
     hidden, width = r.shape[-1], gates * r.shape[-1]
     if hidden_size not in (None, hidden):
         raise fail(f"hidden_size {hidden_size} is not that of the weights, {hidden}")
-    require("W", w, (directions, width, x.shape[2]))
-    require("R", r, (directions, width, hidden))
-    require("B", b, (directions, 2 * width))
-    require("sequence_lens", lengths, (batch,))
-    names = list(activations or list(defaults) * directions)
-    if len(names) != len(defaults) * directions:
-        raise fail(f"{len(names)} activations where {len(defaults) * directions} are expected")
-    functions = gate_functions(names, activation_alpha, activation_beta, clip)
-    groups = [tuple(functions[k : k + len(defaults)]) for k in range(0, len(names), len(defaults))]
-    if (
-        directions == 2
-        and names[: len(defaults)] == names[len(defaults) :]
-        and not activation_alpha
-        and not activation_beta
-    ):
-        groups = groups[:1]
+    _require_weights(w, r, b, (directions, width, x.shape[2]))
     made = Recurrence(
         x=x,
         products=_with_bias(_products(x, w, layout), b, width, add_recurrent_bias),
@@ -181,17 +179,46 @@ def recurrence(
         bias=b,
         lengths=lengths,
         initial=initial,
-        functions=tuple(groups),
-        steps=steps,
-        batch=batch,
+        functions=_functions(defaults, directions, **functions),
+        steps=x.shape[1 if layout else 0],
+        batch=x.shape[0 if layout else 1],
         hidden=hidden,
         gates=gates,
         directions=directions,
         reverse=direction == "reverse",
         layout=layout,
     )
+    require("sequence_lens", lengths, (made.batch,))
     require("initial state", initial, made.shapes[1])
     return made
+
+
+def _require_weights(w: Tensor, r: Tensor, b: Tensor | None, shape: tuple[int, int, int]) -> None:
+    """An error unless W has this shape, and R and B fit it."""
+    directions, width, _ = shape
+    require("W", w, shape)
+    require("R", r, (directions, width, r.shape[-1]))
+    require("B", b, (directions, 2 * width))
+
+
+def _functions(
+    defaults: Sequence[str],
+    directions: int,
+    *,
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    clip: float | None = None,
+) -> tuple[tuple[Function, ...], ...]:
+    """The functions of each direction, or once those of both if they are the same."""
+    share = len(defaults)
+    names = list(activations or list(defaults) * directions)
+    if len(names) != share * directions:
+        raise fail(f"{len(names)} activations where {share * directions} are expected")
+    functions = gate_functions(names, activation_alpha, activation_beta, clip)
+    is_same = names == names[:share] * directions and not activation_alpha and not activation_beta
+    groups = 1 if is_same else directions
+    return tuple(tuple(functions[k * share : (k + 1) * share]) for k in range(groups))
 
 
 def require(name: str, t: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Unpack
 
 from tilewright.loops.ir import (
     Block,
@@ -19,6 +20,7 @@ from tilewright.loops.ir import (
 from tilewright.ops.common import cast
 from tilewright.ops.recurrence import (
     Recurrence,
+    RecurrentAttributes,
     Row,
     Task,
     allocated,
@@ -33,6 +35,9 @@ from tilewright.ops.recurrence import (
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute, fresh_axis, nest
 
+Step = Callable[[Task, Expr, Tensor, Sequence[Buffer]], list[Stmt]]
+"""The statements of a step: of a task, at a time, with the whole result and the buffers."""
+
 
 @op("RNN")
 def rnn(
@@ -43,57 +48,27 @@ def rnn(
     sequence_lens: Tensor | None = None,
     initial_h: Tensor | None = None,
     *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
     layout: int = 0,
+    **attributes: Unpack[RecurrentAttributes],
 ) -> tuple[Tensor, ...]:
     """H = f(X Wi + H Ri + bias), step by step. https://onnx.ai/onnx/operators/onnx__RNN.html"""
     rec = recurrence(
-        x,
-        w,
-        r,
-        b,
-        sequence_lens,
-        initial_h,
+        *(x, w, r, b, sequence_lens, initial_h),
         gates=1,
         defaults=["Tanh"],
-        activations=activations,
-        activation_alpha=activation_alpha,
-        activation_beta=activation_beta,
-        clip=clip,
-        direction=direction,
-        hidden_size=hidden_size,
         layout=layout,
+        **attributes,
     )
 
-    def body(y: Tensor, y_h: Tensor) -> Stmt:
-        def run(task: Task) -> Stmt:
-            h, gates = task.buffer("h", rec.hidden), task.buffer("gates", rec.hidden)
+    def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
+        h, gates = buffers
 
-            def update(row: Row) -> Stmt:
-                def each(j: Expr) -> Stmt:
-                    value = row.function(0, Load(gates, (row.local, j)))
-                    return _emit(row, j, h, y, value)
+        def update(row: Row, j: Expr) -> Stmt:
+            return _emit(row, j, h, y, row.function(0, Load(gates, (row.local, j))))
 
-                return while_valid(row, y, elements(rec.hidden, each))
+        return [*_gates(task, t, gates, h), _each_valid(task, t, y, update)]
 
-            def step(t: Expr) -> list[Stmt]:
-                return [*_gates(task, t, gates, h), task.each_row(t, update)]
-
-            steps = [
-                load_state(task, h, initial_h),
-                _over_time(rec, step),
-                store_state(task, h, y_h),
-            ]
-            return allocated([h, gates], Block(tuple(steps)))
-
-        return parallel_tasks(rec, 2 * rec.hidden, run)
-
-    return _results(rec, "RNN", [initial_h], body)
+    return _run(rec, "RNN", [initial_h], {"gates": rec.hidden}, step)
 
 
 @op("LSTM")
@@ -107,60 +82,33 @@ def lstm(
     initial_c: Tensor | None = None,
     p: Tensor | None = None,
     *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
     input_forget: int = 0,
     layout: int = 0,
+    **attributes: Unpack[RecurrentAttributes],
 ) -> tuple[Tensor, ...]:
     """Long short-term memory: gates i, o, f and the candidate c, with peepholes from the cell.
 
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
     rec = recurrence(
-        x,
-        w,
-        r,
-        b,
-        sequence_lens,
-        initial_h,
+        *(x, w, r, b, sequence_lens, initial_h),
         gates=4,
         defaults=["Sigmoid", "Tanh", "Tanh"],
-        activations=activations,
-        activation_alpha=activation_alpha,
-        activation_beta=activation_beta,
-        clip=clip,
-        direction=direction,
-        hidden_size=hidden_size,
         layout=layout,
+        **attributes,
     )
     require("P", p, (rec.directions, 3 * rec.hidden))
     require("initial_c", initial_c, rec.shapes[1])
 
-    def body(y: Tensor, y_h: Tensor, y_c: Tensor) -> Stmt:
-        def run(task: Task) -> Stmt:
-            h, c = task.buffer("h", rec.hidden), task.buffer("c", rec.hidden)
-            gates = task.buffer("gates", rec.width)
+    def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
+        h, c, gates = buffers
 
-            def update(row: Row) -> Stmt:
-                def each(j: Expr) -> Stmt:
-                    return _lstm_cell(row, j, h, c, gates, y, p, bool(input_forget))
+        def update(row: Row, j: Expr) -> Stmt:
+            return _lstm_cell(row, j, h, c, gates, y, p, bool(input_forget))
 
-                return while_valid(row, y, elements(rec.hidden, each))
+        return [*_gates(task, t, gates, h), _each_valid(task, t, y, update)]
 
-            def step(t: Expr) -> list[Stmt]:
-                return [*_gates(task, t, gates, h), task.each_row(t, update)]
-
-            before = [load_state(task, h, initial_h), load_state(task, c, initial_c)]
-            after = [store_state(task, h, y_h), store_state(task, c, y_c)]
-            return allocated([h, c, gates], Block((*before, _over_time(rec, step), *after)))
-
-        return parallel_tasks(rec, 2 * rec.hidden + rec.width, run)
-
-    return _results(rec, "LSTM", [initial_h, initial_c], body)
+    return _run(rec, "LSTM", [initial_h, initial_c], {"gates": rec.width}, step)
 
 
 def _lstm_cell(
@@ -199,58 +147,31 @@ def gru(
     sequence_lens: Tensor | None = None,
     initial_h: Tensor | None = None,
     *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
     layout: int = 0,
     linear_before_reset: int = 0,
+    **attributes: Unpack[RecurrentAttributes],
 ) -> tuple[Tensor, ...]:
     """Gated recurrent units: update gate z, reset gate r and the candidate h.
 
     https://onnx.ai/onnx/operators/onnx__GRU.html
     """
     rec = recurrence(
-        x,
-        w,
-        r,
-        b,
-        sequence_lens,
-        initial_h,
+        *(x, w, r, b, sequence_lens, initial_h),
         gates=3,
         defaults=["Sigmoid", "Tanh"],
-        activations=activations,
-        activation_alpha=activation_alpha,
-        activation_beta=activation_beta,
-        clip=clip,
-        direction=direction,
-        hidden_size=hidden_size,
         layout=layout,
         add_recurrent_bias=2 * r.shape[-1] if linear_before_reset else None,
+        **attributes,
     )
-    make_step = _reset_after if linear_before_reset else _reset_before
-
-    def body(y: Tensor, y_h: Tensor) -> Stmt:
-        def run(task: Task) -> Stmt:
-            h, reset = task.buffer("h", rec.hidden), task.buffer("reset", rec.hidden)
-            gates = task.buffer("gates", rec.width)
-            over_time = _over_time(rec, lambda t: make_step(task, t, gates, h, reset, y))
-            steps = [load_state(task, h, initial_h), over_time, store_state(task, h, y_h)]
-            scratch = [h, gates] if linear_before_reset else [h, reset, gates]
-            return allocated(scratch, Block(tuple(steps)))
-
-        return parallel_tasks(rec, 2 * rec.hidden + rec.width, run)
-
-    return _results(rec, "GRU", [initial_h], body)
+    if linear_before_reset:
+        return _run(rec, "GRU", [initial_h], {"gates": rec.width}, _reset_after)
+    scratch = {"reset": rec.hidden, "gates": rec.width}
+    return _run(rec, "GRU", [initial_h], scratch, _reset_before)
 
 
-def _reset_before(
-    task: Task, t: Expr, gates: Buffer, h: Buffer, reset: Buffer, y: Tensor
-) -> list[Stmt]:
+def _reset_before(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
     """A step of GRU whose reset gate scales the state before the recurrent product."""
-    hidden = task.rec.hidden
+    (h, reset, gates), hidden = buffers, task.rec.hidden
 
     def scaled(row: Row, j: Expr) -> Stmt:
         gate = row.function(0, Load(gates, (row.local, j + hidden)))
@@ -264,15 +185,13 @@ def _reset_before(
         *task.accumulate(gates, h, 0, 2 * hidden),
         task.each(t, hidden, scaled),
         *task.accumulate(gates, reset, 2 * hidden, hidden),
-        task.each_row(t, lambda row: _gru_update(row, gates, h, y, candidate)),
+        _each_valid(task, t, y, lambda row, j: _gru_cell(row, j, gates, h, y, candidate(row, j))),
     ]
 
 
-def _reset_after(
-    task: Task, t: Expr, gates: Buffer, h: Buffer, reset: Buffer, y: Tensor
-) -> list[Stmt]:
+def _reset_after(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
     """A step of GRU whose reset gate scales the recurrent product, its bias included."""
-    rec, hidden = task.rec, task.rec.hidden
+    (h, gates), rec, hidden = buffers, task.rec, task.rec.hidden
 
     def start(row: Row, j: Expr) -> Stmt:
         value = as_expr(0, rec.dtype)
@@ -288,21 +207,15 @@ def _reset_after(
         task.each(t, 2 * hidden, lambda row, j: Store(gates, (row.local, j), row.product(j))),
         task.each(t, hidden, start),
         *task.accumulate(gates, h, 0, 3 * hidden),
-        task.each_row(t, lambda row: _gru_update(row, gates, h, y, candidate)),
+        _each_valid(task, t, y, lambda row, j: _gru_cell(row, j, gates, h, y, candidate(row, j))),
     ]
 
 
-def _gru_update(
-    row: Row, gates: Buffer, h: Buffer, y: Tensor, candidate: Callable[[Row, Expr], Expr]
-) -> Stmt:
-    """The new state of a row: between the candidate and the old state, as the update gate says."""
-
-    def each(j: Expr) -> Stmt:
-        z = row.function(0, Load(gates, (row.local, j)))
-        new = (1 - z) * row.function(1, candidate(row, j)) + z * Load(h, (row.local, j))
-        return _emit(row, j, h, y, new)
-
-    return while_valid(row, y, elements(row.rec.hidden, each))
+def _gru_cell(row: Row, j: Expr, gates: Buffer, h: Buffer, y: Tensor, candidate: Expr) -> Stmt:
+    """One element of the state: between the candidate and the old one, as the update gate says."""
+    z = row.function(0, Load(gates, (row.local, j)))
+    new = (1 - z) * row.function(1, candidate) + z * Load(h, (row.local, j))
+    return _emit(row, j, h, y, new)
 
 
 def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
@@ -320,9 +233,38 @@ def _gates(task: Task, t: Expr, gates: Buffer, h: Buffer) -> list[Stmt]:
     return [start, *task.accumulate(gates, h, 0, width)]
 
 
-def _over_time(rec: Recurrence, step: Callable[[Expr], list[Stmt]]) -> Stmt:
-    t = Var(fresh_axis("t"))
-    return For(t.name, index_const(rec.steps), Block(tuple(step(t))))
+def _each_valid(task: Task, t: Expr, y: Tensor, update: Callable[[Row, Expr], Stmt]) -> Stmt:
+    """The update of each state element of the rows that have this step."""
+    hidden = task.rec.hidden
+    return task.each_row(
+        t, lambda row: while_valid(row, y, elements(hidden, lambda j: update(row, j)))
+    )
+
+
+def _run(
+    rec: Recurrence,
+    name: str,
+    initial: Sequence[Tensor | None],
+    scratch: Mapping[str, int],
+    step: Step,
+) -> tuple[Tensor, ...]:
+    """The results of all steps. A step gets the states, h first, then the scratch buffers; these
+    have so many elements for each row.
+    """
+    widths = {**dict.fromkeys(("h", "c")[: len(initial)], rec.hidden), **scratch}
+
+    def run(task: Task, y: Tensor, finals: Sequence[Tensor]) -> Stmt:
+        buffers = [task.buffer(b, width) for b, width in widths.items()]
+        states, t = buffers[: len(initial)], Var(fresh_axis("t"))
+        before = [load_state(task, *pair) for pair in zip(states, initial, strict=True)]
+        steps = For(t.name, index_const(rec.steps), Block(tuple(step(task, t, y, buffers))))
+        after = [store_state(task, *pair) for pair in zip(states, finals, strict=True)]
+        return allocated(buffers, Block((*before, steps, *after)))
+
+    def body(y: Tensor, *finals: Tensor) -> Stmt:
+        return parallel_tasks(rec, sum(widths.values()), lambda task: run(task, y, finals))
+
+    return _results(rec, name, initial, body)
 
 
 def _results(
