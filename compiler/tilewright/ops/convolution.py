@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import TypedDict, Unpack
 
 from tilewright.loops.ir import Expr, index_const
 from tilewright.loops.scalars import ScalarOp
@@ -14,36 +16,42 @@ from tilewright.ops.transposed import TransposedWindow, transposed_windows
 from tilewright.ops.windows import Window, guard, require_spatial, spatial_kernel, windows
 
 
+class WindowAttributes(TypedDict, total=False):
+    """Where the windows of a convolution lie, as ONNX names it."""
+
+    auto_pad: str
+    dilations: Sequence[int] | None
+    kernel_shape: Sequence[int] | None
+    pads: Sequence[int] | None
+    strides: Sequence[int] | None
+
+
 @op("Conv")
 def conv(
     x: Tensor,
     w: Tensor,
     b: Tensor | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> Tensor:
     """A convolution (correlation) of (N, C, spatial...) with (M, C / group, kernel...).
 
     https://onnx.ai/onnx/operators/onnx__Conv.html
     """
     require_spatial("Conv", x.shape)
-    dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, auto_pad)
+    dims = conv_windows(x, w, **attributes)
     return add_bias(convolve(x, w, dims, group), b)
 
 
 def conv_windows(
     x: Tensor,
     w: Tensor,
-    kernel_shape: Sequence[int] | None,
-    strides: Sequence[int] | None,
-    dilations: Sequence[int] | None,
-    pads: Sequence[int] | None,
-    auto_pad: str,
+    kernel_shape: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    auto_pad: str = "NOTSET",
 ) -> list[Window]:
     """The windows of a convolution."""
     if w.rank != x.rank:
@@ -168,7 +176,7 @@ def deform_conv(
     elements it interpolates linearly. https://onnx.ai/onnx/operators/onnx__DeformConv.html
     """
     require_spatial("DeformConv", x.shape)
-    dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, "NOTSET")
+    dims = conv_windows(x, w, kernel_shape, strides, dilations, pads)
     inputs, outputs, rank = w.shape[1], w.shape[0], len(dims)
     check_groups(x.shape[1], inputs, outputs, group)
     sampled = _sampled(x, offset, mask, dims, offset_group)
@@ -189,7 +197,7 @@ def _sampled(
 ) -> Compute:
     """x at the moved points: (N, C, kernel..., out...)."""
     kernel, out = [d.kernel for d in dims], [d.out for d in dims]
-    points, rank = _product(kernel), len(dims)
+    points, rank = prod(kernel), len(dims)
     if offset_group < 1 or x.shape[1] % offset_group:
         raise fail(f"{x.shape[1]} channels do not split into {offset_group} offset groups")
     _check_shape("offset", offset, (x.shape[0], offset_group * points * rank, *out))
@@ -216,10 +224,3 @@ def _sampled(
 def _check_shape(name: str, t: Tensor, wanted: tuple[int, ...]) -> None:
     if t.shape != wanted:
         raise fail(f"{name} has shape {t.shape}, not {wanted}")
-
-
-def _product(values: Sequence[int]) -> int:
-    total = 1
-    for v in values:
-        total *= v
-    return total

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Unpack
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from tilewright.loops.ir import Cast, Expr, apply, index_const
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import broadcast_index, broadcast_shape, cast, fail, maximum, minimum
 from tilewright.ops.contraction import matmul_product
-from tilewright.ops.convolution import conv_windows, convolve
+from tilewright.ops.convolution import WindowAttributes, conv_windows, convolve
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant
 from tilewright.ops.windows import Window, require_spatial
@@ -51,19 +52,15 @@ def conv_integer(
     x_zero_point: Tensor | None = None,
     w_zero_point: Tensor | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> Tensor:
     """A convolution of (x - x_zero_point) with (w - w_zero_point) in int32.
 
     https://onnx.ai/onnx/operators/onnx__ConvInteger.html
     """
     require_spatial("ConvInteger", x.shape)
-    dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, auto_pad)
+    dims = conv_windows(x, w, **attributes)
     image, weights = Quantised(x, x_zero_point, None), Quantised(w, w_zero_point, 0)
     return _integral(_exact_conv(image, weights, dims, group))
 
@@ -104,12 +101,8 @@ def qlinear_conv(
     y_zero_point: Tensor,
     b: Tensor | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> Tensor:
     """A convolution of quantised operands, quantised again; the bias is an int32 with the scale of
     the products.
@@ -117,7 +110,7 @@ def qlinear_conv(
     https://onnx.ai/onnx/operators/onnx__QLinearConv.html
     """
     require_spatial("QLinearConv", x.shape)
-    dims = conv_windows(x, w, kernel_shape, strides, dilations, pads, auto_pad)
+    dims = conv_windows(x, w, **attributes)
     image, weights = Quantised(x, x_zero_point, None), Quantised(w, w_zero_point, 0)
     product = _exact_conv(image, weights, dims, group, b)
     if b is not None and b.shape != (w.shape[0],):
