@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -29,6 +31,22 @@ from tilewright.ops.tree_walk import Walk, walk_type
 
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+
+
+class NodeAttributes(TypedDict, total=False):
+    """The attributes that describe trees in the older encoding, as ONNX names them."""
+
+    nodes_falsenodeids: Sequence[int]
+    nodes_featureids: Sequence[int]
+    nodes_hitrates: Sequence[float] | None
+    nodes_hitrates_as_tensor: np.ndarray | None
+    nodes_missing_value_tracks_true: Sequence[int] | None
+    nodes_modes: Sequence[str]
+    nodes_nodeids: Sequence[int]
+    nodes_treeids: Sequence[int]
+    nodes_truenodeids: Sequence[int]
+    nodes_values: Sequence[float] | None
+    nodes_values_as_tensor: np.ndarray | None
 
 
 @op("TreeEnsemble", "ai.onnx.ml")
@@ -97,23 +115,13 @@ def tree_ensemble_regressor(
     base_values: Sequence[float] | None = None,
     base_values_as_tensor: np.ndarray | None = None,
     n_targets: int | None = None,
-    nodes_falsenodeids: Sequence[int] = (),
-    nodes_featureids: Sequence[int] = (),
-    nodes_hitrates: Sequence[float] | None = None,
-    nodes_hitrates_as_tensor: np.ndarray | None = None,
-    nodes_missing_value_tracks_true: Sequence[int] | None = None,
-    nodes_modes: Sequence[str] = (),
-    nodes_nodeids: Sequence[int] = (),
-    nodes_treeids: Sequence[int] = (),
-    nodes_truenodeids: Sequence[int] = (),
-    nodes_values: Sequence[float] | None = None,
-    nodes_values_as_tensor: np.ndarray | None = None,
     post_transform: str = "NONE",
     target_ids: Sequence[int] = (),
     target_nodeids: Sequence[int] = (),
     target_treeids: Sequence[int] = (),
     target_weights: Sequence[float] | None = None,
     target_weights_as_tensor: np.ndarray | None = None,
+    **nodes: Unpack[NodeAttributes],
 ) -> Tensor:
     """The aggregate over all trees of the leaf that each row reaches, plus base values.
 
@@ -123,20 +131,9 @@ def tree_ensemble_regressor(
         raise fail(f"aggregate_function {aggregate_function!r} is unknown")
     targets = integers("target_ids", target_ids)
     count = int(targets.max(initial=0)) + 1 if n_targets is None else n_targets
-    forest = _classic(
-        x,
-        (nodes_treeids, nodes_nodeids),
-        (nodes_falsenodeids, nodes_truenodeids),
-        nodes_featureids,
-        nodes_modes,
-        _either(nodes_values_as_tensor, nodes_values),
-        nodes_missing_value_tracks_true,
-        (target_treeids, target_nodeids),
-        targets,
-        _either(target_weights_as_tensor, target_weights),
-        count,
-        aggregate_function,
-    )
+    weights = _either(target_weights_as_tensor, target_weights)
+    entries = _Entries(target_treeids, target_nodeids, targets, weights)
+    forest = _classic(x, entries, count, aggregate_function, **nodes)
     scores = _aggregated(x, forest, count, aggregate_function, walk_type(x))
     scores = _with_base(scores, _either(base_values_as_tensor, base_values))
     result = post_transformed(scores, post_transform)
@@ -160,18 +157,8 @@ def tree_ensemble_classifier(
     class_weights_as_tensor: np.ndarray | None = None,
     classlabels_int64s: Sequence[int] | None = None,
     classlabels_strings: Sequence[str] | None = None,
-    nodes_falsenodeids: Sequence[int] = (),
-    nodes_featureids: Sequence[int] = (),
-    nodes_hitrates: Sequence[float] | None = None,
-    nodes_hitrates_as_tensor: np.ndarray | None = None,
-    nodes_missing_value_tracks_true: Sequence[int] | None = None,
-    nodes_modes: Sequence[str] = (),
-    nodes_nodeids: Sequence[int] = (),
-    nodes_treeids: Sequence[int] = (),
-    nodes_truenodeids: Sequence[int] = (),
-    nodes_values: Sequence[float] | None = None,
-    nodes_values_as_tensor: np.ndarray | None = None,
     post_transform: str = "NONE",
+    **nodes: Unpack[NodeAttributes],
 ) -> tuple[Tensor, Tensor]:
     """The label with the greatest sum over all trees, and the sums after the transform.
 
@@ -181,20 +168,8 @@ def tree_ensemble_classifier(
         raise UnsupportedError("a tree classifier without at least two integer labels")
     ids, classes = integers("class_ids", class_ids), len(classlabels_int64s)
     weights = _either(class_weights_as_tensor, class_weights)
-    forest = _classic(
-        x,
-        (nodes_treeids, nodes_nodeids),
-        (nodes_falsenodeids, nodes_truenodeids),
-        nodes_featureids,
-        nodes_modes,
-        _either(nodes_values_as_tensor, nodes_values),
-        nodes_missing_value_tracks_true,
-        (class_treeids, class_nodeids),
-        ids,
-        weights,
-        classes,
-        "SUM",
-    )
+    entries = _Entries(class_treeids, class_nodeids, ids, weights)
+    forest = _classic(x, entries, classes, "SUM", **nodes)
     single = classes == 2 and np.unique(ids).size == 1
     scores = _aggregated(x, forest, classes, "SUM", walk_type(x))
     base = _either(base_values_as_tensor, base_values)
@@ -250,53 +225,105 @@ def _absent(aggregate: str) -> float:
     return {"MIN": math.inf, "MAX": -math.inf}.get(aggregate, 0.0)
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """What leaves add, in the older encoding: tree, node, target and weight of each entry."""
+
+    trees: Sequence[int]
+    nodes: Sequence[int]
+    targets: np.ndarray
+    weights: np.ndarray | Sequence[float]
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    """The nodes of the older encoding, leaves among them, which have identifiers of their own."""
+
+    trees: np.ndarray
+    lookup: Lookup
+    mode: np.ndarray
+    is_leaf: np.ndarray
+
+    @classmethod
+    def of(cls, trees: Sequence[int], ids: Sequence[int], modes: Sequence[str]) -> _Numbering:
+        numbers = {name: k for k, name in enumerate((*MODES, "LEAF"))}
+        mode = np.array([numbers.get(m, len(numbers)) for m in modes], np.int64)
+        within("nodes_modes", mode, len(numbers))
+        if (mode == MEMBER).any():
+            raise fail("this encoding of trees has no sets")
+        own = [integers("node identifiers", v, mode.size) for v in (trees, ids)]
+        return cls(own[0], Lookup.of(*own), mode, mode == numbers["LEAF"])
+
+    @property
+    def inner(self) -> np.ndarray:
+        """The interior nodes."""
+        return np.flatnonzero(~self.is_leaf)
+
+    @property
+    def number(self) -> np.ndarray:
+        """Of each node, among the leaves or the interior nodes."""
+        leaf = self.is_leaf
+        return np.where(leaf, np.cumsum(leaf) - 1, np.cumsum(~leaf) - 1)
+
+    @property
+    def roots(self) -> np.ndarray:
+        """Each tree's first node, counted through interior nodes and leaves."""
+        first = np.unique(self.trees, return_index=True)[1]
+        roots: np.ndarray = self.number[first] + self.is_leaf[first] * len(self.inner)
+        return roots
+
+    def children(self, ids: Sequence[int]) -> np.ndarray:
+        """The nodes that the identifiers of the interior nodes' children mean."""
+        inner = self.inner
+        wanted = integers("children", ids, self.mode.size)[inner]
+        return self.lookup.find(self.trees[inner], wanted)
+
+    def leaves(self, entries: _Entries, dtype: DType) -> Leaves:
+        """The leaves with their entries; an error if an entry belongs to no leaf."""
+        size = entries.targets.size
+        ids = (integers("leaf identifiers", v, size) for v in (entries.trees, entries.nodes))
+        at = self.lookup.find(*ids)
+        if not self.is_leaf[at].all():
+            raise fail("a weight belongs to a node that is no leaf")
+        weight = _floats("leaf weights", entries.weights, dtype, size)
+        return Leaves(int(self.is_leaf.sum()), self.number[at], entries.targets, weight)
+
+
 def _classic(
     x: Tensor,
-    own: tuple[Sequence[int], Sequence[int]],
-    below: tuple[Sequence[int], Sequence[int]],
-    feature_ids: Sequence[int],
-    modes: Sequence[str],
-    values: np.ndarray | Sequence[float],
-    missing: Sequence[int] | None,
-    entry: tuple[Sequence[int], Sequence[int]],
-    targets: np.ndarray,
-    weights: np.ndarray | Sequence[float],
+    entries: _Entries,
     count: int,
     aggregate: str,
+    *,
+    nodes_falsenodeids: Sequence[int] = (),
+    nodes_featureids: Sequence[int] = (),
+    nodes_hitrates: Sequence[float] | None = None,
+    nodes_hitrates_as_tensor: np.ndarray | None = None,
+    nodes_missing_value_tracks_true: Sequence[int] | None = None,
+    nodes_modes: Sequence[str] = (),
+    nodes_nodeids: Sequence[int] = (),
+    nodes_treeids: Sequence[int] = (),
+    nodes_truenodeids: Sequence[int] = (),
+    nodes_values: Sequence[float] | None = None,
+    nodes_values_as_tensor: np.ndarray | None = None,
 ) -> Forest:
-    """The forest of the older encoding: nodes, leaves among them, with identifiers of their own."""
-    features, dtype, n = _features(x), walk_type(x), len(modes)
-    trees, ids = (integers("node identifiers", v, n) for v in own)
-    numbers = {name: k for k, name in enumerate((*MODES, "LEAF"))}
-    mode = np.array([numbers.get(m, len(numbers)) for m in modes], np.int64)
-    within("nodes_modes", mode, len(numbers))
-    leaf = mode == numbers["LEAF"]
-    if (mode == MEMBER).any():
-        raise fail("this encoding of trees has no sets")
-    lookup = Lookup.of(trees, ids)
-    inner = np.flatnonzero(~leaf)
-    number = np.where(
-        leaf, np.cumsum(leaf) - 1, np.cumsum(~leaf) - 1
-    )  # among the leaves, or the interior nodes
-    child = np.stack(
-        [lookup.find(trees[inner], integers("children", c, n)[inner]) for c in below], axis=1
-    )
+    """The forest of the older encoding."""
+    features, dtype, n = _features(x), walk_type(x), len(nodes_modes)
+    numbering = _Numbering.of(nodes_treeids, nodes_nodeids, nodes_modes)
+    inner = numbering.inner
+    below = [numbering.children(ids) for ids in (nodes_falsenodeids, nodes_truenodeids)]
+    child = np.stack(below, axis=1)
+    values = _either(nodes_values_as_tensor, nodes_values)
     nodes = Nodes(
-        feature=integers("nodes_featureids", feature_ids, n)[inner],
+        feature=integers("nodes_featureids", nodes_featureids, n)[inner],
         threshold=_floats("nodes_values", values, dtype, n)[inner],
-        mode=mode[inner],
-        missing=_flags(missing, n)[inner],
-        child=number[child],
-        child_is_leaf=leaf[child],
+        mode=numbering.mode[inner],
+        missing=_flags(nodes_missing_value_tracks_true, n)[inner],
+        child=numbering.number[child],
+        child_is_leaf=numbering.is_leaf[child],
     )
-    at = lookup.find(*(integers("leaf identifiers", v, targets.size) for v in entry))
-    if not leaf[at].all():
-        raise fail("a weight belongs to a node that is no leaf")
-    weight = _floats("leaf weights", weights, dtype, targets.size)
-    leaves = Leaves(int(leaf.sum()), number[at], targets, weight)
-    first = np.unique(trees, return_index=True)[1]
-    roots = number[first] + leaf[first] * len(inner)
-    return build(nodes, leaves, roots, features, count, _absent(aggregate))
+    leaves = numbering.leaves(entries, dtype)
+    return build(nodes, leaves, numbering.roots, features, count, _absent(aggregate))
 
 
 def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: DType) -> Tensor:
