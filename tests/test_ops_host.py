@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, parser
 
-import tilewright.driver  # noqa: F401  (registers the operators)
+import tilewright
 from strategies import random_array, shapes
 from tilewright.dtypes import DType, from_numpy
 from tilewright.errors import OperatorError, UnsupportedError
@@ -216,6 +216,38 @@ def test_optional_values() -> None:
     assert host("OptionalGetElement", value) is value
     with pytest.raises(OperatorError):
         host("OptionalGetElement", None)
+
+
+SEQUENCE = "seq(float[n])"
+ROWS = [np.arange(3, dtype=np.float32), np.zeros(2, np.float32)]
+WORD = [np.array(["a", "é"], object)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (SEQUENCE, ROWS),
+        (SEQUENCE, []),
+        ("seq(string[n])", WORD),
+        ("optional(float[n])", ROWS[0]),
+        ("optional(float[n])", None),
+        (f"optional({SEQUENCE})", ROWS),
+        (f"optional({SEQUENCE})", []),
+        (f"optional({SEQUENCE})", None),
+    ],
+)
+def test_identity_of_what_is_no_tensor(kind: str, value: Any) -> None:
+    """Twice, so that one result is both read and handed out."""
+    graph = f"g ({kind} x) => ({kind} y, {kind} z) {{ y = Identity(x) z = Identity(y) }}"
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {graph}')
+    for result in tilewright.compile(model).run({"x": value}).values():
+        assert type(result) is type(value)
+        np.testing.assert_equal(result, value)
+        if isinstance(value, list):
+            assert result is not value
+            assert not any(np.shares_memory(a, b) for a in result for b in value)
+        elif value is not None:
+            assert not np.shares_memory(result, value)
 
 
 # -- text

@@ -94,6 +94,12 @@ def split_to_sequence(
     return np.split(x, np.cumsum(lengths)[:-1], at) if lengths else []
 
 
+@host_op("Identity")
+def identity(value: Any) -> Any:
+    """What is no tensor: a sequence, an optional value, text."""
+    return value
+
+
 @host_op("Optional")
 def optional(value: Any = None, *, type: Any = None) -> Any:
     return value
