@@ -65,3 +65,14 @@ def test_outputs_are_rounded() -> None:
     y = run([helper.make_node("Add", ["b", "o"], ["y"])])
     assert y.dtype == np.float16
     np.testing.assert_array_equal(y, BIG.astype(np.float16))
+
+
+def test_float64_is_rounded_once() -> None:
+    """In float32 the value is the middle of two halves, whose even one is 1."""
+    x = helper.make_tensor_value_info("x", TensorProto.DOUBLE, (1,))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, (1,))
+    graph = helper.make_graph([cast("x", "y", TensorProto.FLOAT16)], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    values = np.array([1 + 2.0**-11 + 2.0**-40])
+    result = np.asarray(tilewright.compile(model)(x=values))
+    np.testing.assert_array_equal(result, values.astype(np.float16))

@@ -328,13 +328,6 @@ class _Emitter:
         value, source = self._expr(arg), dtype_of(arg)
         if dtype is DType.BOOL:
             return f"{self._use('to_bool')}({value})"
-        if dtype.compute is not dtype:
-            whole = (
-                value
-                if source.compute is DType.F32 and source.is_float
-                else f"{self._use('to_f32')}({value})"
-            )
-            return f"{self._use('to_' + SUFFIX[dtype])}({whole})"
         if source.compute is dtype:
             return value
         return f"{self._use('to_' + SUFFIX[dtype])}({value})"

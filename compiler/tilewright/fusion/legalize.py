@@ -97,6 +97,8 @@ class _Widening:
                 return Cast(DType.F32, load) if is_half(source.dtype) else load
             case Const(value=value, dtype=dtype) if is_half(dtype):
                 return Const(value, DType.F32)
+            case Cast(dtype=dtype, arg=arg) if is_half(dtype) and dtype_of(arg) is DType.F64:
+                return _rounded(arg, dtype)  # from float64 at once: float32 would round twice
             case Cast(dtype=dtype, arg=arg) if is_half(dtype) or dtype is DType.F32:
                 return arg if dtype_of(arg) is DType.F32 else Cast(DType.F32, arg)
         return inner
