@@ -19,9 +19,10 @@ from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import Cast, Expr, apply, index_const
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import broadcast_index, broadcast_shape, cast, fail, maximum, minimum
+from tilewright.ops.common import broadcast_index, broadcast_shape, cast, fail
 from tilewright.ops.contraction import matmul_product
 from tilewright.ops.convolution import WindowAttributes, conv_windows, convolve
+from tilewright.ops.quantization import saturated
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant
 from tilewright.ops.windows import Window, require_spatial
@@ -310,15 +311,12 @@ def _requantised(
     target = zero_point[0].dtype
     if not target.is_integer:
         raise UnsupportedError(f"quantisation to {target.name}")
-    limits = np.iinfo(target.numpy)
 
     def element(*i: Expr) -> Expr:
         left, right, result = (cast(DType.F32, parameter(p, i, axis)) for p, axis in scales)
         scaled = cast(DType.F32, product[i]) * (_scaled(left * right, alpha) / result)
-        shifted = apply(ScalarOp.RINT, scaled) + cast(
-            DType.F32, parameter(zero_point[0], i, zero_point[1])
-        )
-        return cast(target, minimum(maximum(shifted, float(limits.min)), float(limits.max)))
+        zero = cast(DType.F32, parameter(zero_point[0], i, zero_point[1]))
+        return saturated(apply(ScalarOp.RINT, scaled), zero, target)
 
     return compute(product.shape, element)
 

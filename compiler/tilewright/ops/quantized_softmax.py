@@ -13,6 +13,7 @@ from tilewright.dtypes import DType
 from tilewright.loops.ir import Cast, Expr, Operand, apply, as_expr
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast, elementwise, fail, maximum, minimum, normalize_axis, reduce
+from tilewright.ops.integer_contraction import parameter
 from tilewright.ops.quantization import saturated
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute, constant, known
@@ -51,10 +52,10 @@ def qlinear_softmax(
     total = reduce(ScalarOp.ADD, power, axes, True)
 
     def element(*i: Expr) -> Operand:
-        steps = apply(ScalarOp.FLOOR, as_expr(1.0, DType.F32) / y_scale[_first(y_scale)])
+        steps = apply(ScalarOp.FLOOR, as_expr(1.0, DType.F32) / parameter(y_scale, i, None))
         here = [0 if k in axes else v for k, v in enumerate(i)]
         share = apply(ScalarOp.RINT, power[i] * steps / total[here])
-        zero = Cast(DType.F32, y_zero_point[_first(y_zero_point)])
+        zero = Cast(DType.F32, parameter(y_zero_point, i, None))
         return saturated(share, zero, x.dtype)
 
     return compute(x.shape, element)
@@ -65,7 +66,3 @@ def _powers(scale: float) -> np.ndarray:
     headroom = 64.0 * math.log(2)
     powers: np.ndarray = np.exp(scale * np.arange(-255, 1) + headroom)
     return powers.astype(np.float32)
-
-
-def _first(parameter: Tensor) -> list[Operand]:
-    return [0] * parameter.rank

@@ -19,6 +19,7 @@ from tilewright.dtypes import DType
 from tilewright.loops.ir import Expr, Operand, apply, as_expr
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast, fail, maximum, minimum, normalize_axis, select
+from tilewright.ops.quantization import saturated
 from tilewright.ops.registry import op
 from tilewright.ops.resampling import (
     CROP,
@@ -256,13 +257,7 @@ def _rounded(x: Tensor, dtype: DType) -> Tensor:
         return x if x.dtype is dtype else compute(x.shape, lambda *i: cast(dtype, x[i]))
     if not dtype.is_integer:
         raise fail(f"elements of type {dtype.name} cannot be weighted")
-    limits = np.iinfo(dtype.numpy)
-
-    def element(*i: Expr) -> Operand:
-        whole = apply(ScalarOp.RINT, x[i])
-        return cast(dtype, minimum(maximum(whole, float(limits.min)), float(limits.max)))
-
-    return compute(x.shape, element)
+    return compute(x.shape, lambda *i: saturated(apply(ScalarOp.RINT, x[i]), None, dtype))
 
 
 def _number(value: float, dtype: DType) -> Expr:
