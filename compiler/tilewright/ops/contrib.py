@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from tilewright.dtypes import DType
 from tilewright.loops.ir import Cast, Expr, apply
 from tilewright.loops.scalars import ScalarOp
@@ -34,6 +32,7 @@ from tilewright.ops.integer_contraction import (
     parameter,
     widened,
 )
+from tilewright.ops.quantization import saturated
 from tilewright.ops.registry import op
 from tilewright.ops.tensor import Tensor, compute
 from tilewright.ops.windows import require_spatial
@@ -257,14 +256,9 @@ def quantize_linear(
         value: Expr = apply(ScalarOp.RINT, x[i] / parameter(scale, i, along))
         if zero_point is not None:
             value = value + Cast(x.dtype, parameter(zero_point, i, along))
-        return _saturated(value, zero_point.dtype if zero_point is not None else DType.U8)
+        return saturated(value, None, zero_point.dtype if zero_point is not None else DType.U8)
 
     return compute(x.shape, element)
-
-
-def _saturated(value: Expr, dtype: DType) -> Expr:
-    limits = np.iinfo(dtype.numpy)
-    return Cast(dtype, minimum(maximum(value, float(limits.min)), float(limits.max)))
 
 
 def _parameter_axis(x: Tensor, scale: Tensor, axis: int) -> int | None:
@@ -315,7 +309,7 @@ def dynamic_quantize_matmul(
     scale, zero_point = own_range(a)
     quantised = compute(
         a.shape,
-        lambda *i: _saturated(apply(ScalarOp.RINT, a[i] / scale[()]) + zero_point[()], DType.U8),
+        lambda *i: saturated(apply(ScalarOp.RINT, a[i] / scale[()]), zero_point[()], DType.U8),
     )
     offset = compute((), lambda: Cast(DType.U8, zero_point[()]))
     weights = Quantised(b, b_zero_point, b.rank - 1)
