@@ -26,6 +26,7 @@ from tilewright.codegen.spelling import (
     SUFFIX,
     module_of,
 )
+from tilewright.codegen.tiles import indent, print_tile
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, linear
 from tilewright.loops.ir import (
@@ -52,9 +53,7 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.locate import axis_ranges, offset
-from tilewright.loops.microtile import Microtile, microtile
 from tilewright.loops.scalars import ScalarOp
-from tilewright_kernels.cpu.machine import machine
 
 SUMS = frozenset((ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL))
 QUOTIENTS = frozenset((ScalarOp.FLOORDIV, ScalarOp.MOD))
@@ -94,21 +93,21 @@ class _Emitter:
         self.ranges = axis_ranges(self.kernel.body)
         body = self._tasks(self.kernel.body)
         head = [
-            f"    p{k} = {self._use(SUFFIX[b.dtype])}(args, {k + 1})"
+            f"    p{k} = {self.use(SUFFIX[b.dtype])}(args, {k + 1})"
             for k, b in enumerate(self.kernel.params)
         ]
         first = len(self.kernel.params) + 1
         head += [
-            f"    n{k} = {self._use('integer')}(args, {first + k})"
+            f"    n{k} = {self.use('integer')}(args, {first + k})"
             for k in range(len(self.numbers))
         ]
         if self.iterations is not None:
-            head.append(f"    chunk = {self._use('integer')}(args, {first + len(self.numbers)})")
+            head.append(f"    chunk = {self.use('integer')}(args, {first + len(self.numbers)})")
         if self.checks:
-            head += [f"    errors = {self._use('stack_i64')}(1)", "    errors[0] = 0"]
-            body.append(f"{self._use('report')}(errors, {self._use('i64')}(args, 0))")
+            head += [f"    errors = {self.use('stack_i64')}(1)", "    errors[0] = 0"]
+            body.append(f"{self.use('report')}(errors, {self.use('i64')}(args, 0))")
         text = (
-            "\n".join([*self._imports(), "", "", "def kernel(task, args):", *head, *_indent(body)])
+            "\n".join([*self._imports(), "", "", "def kernel(task, args):", *head, *indent(body)])
             + "\n"
         )
         return Emitted(text, tuple(self.numbers), self.iterations, self.checks)
@@ -121,11 +120,11 @@ class _Emitter:
         first = [f"from math import {', '.join(special)}"] if special else []
         return [*first, *(f"from {m} import {', '.join(v)}" for m, v in sorted(names.items()))]
 
-    def _use(self, name: str) -> str:
+    def use(self, name: str) -> str:
         self.used.add(name)
         return name
 
-    def _number(self, value: int, *key: str) -> str:
+    def number(self, value: int, *key: str) -> str:
         """A lifted number; the same key is the same parameter."""
         if key and key in self.named:
             return self.named[key]
@@ -148,34 +147,34 @@ class _Emitter:
         extents = [int(n.extent.value) for n in loops if isinstance(n.extent, Const)]
         assert len(extents) == len(loops), "parallel loops have fixed extents"
         self.iterations = math.prod(extents)
-        total = self._number(self.iterations)
+        total = self.number(self.iterations)
         bounds = f"range(task * chunk, min(task * chunk + chunk, {total}))"
-        names = [self._axis(n.axis) for n in loops]
+        names = [self.axis(n.axis) for n in loops]
         if len(loops) == 1:
-            return [f"for {names[0]} in {bounds}:", *_indent(self._statement(s))]
+            return [f"for {names[0]} in {bounds}:", *indent(self._statement(s))]
         lines = [
-            f"rest = t // {(last := self._number(extents[-1]))}",
+            f"rest = t // {(last := self.number(extents[-1]))}",
             f"{names[-1]} = t - rest * {last}",
         ]
         for name, n in zip(names[-2:0:-1], extents[-2:0:-1], strict=True):
-            size = self._number(n)
+            size = self.number(n)
             lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
         lines.append(f"{names[0]} = rest")
-        return [f"for t in {bounds}:", *_indent([*lines, *self._statement(s)])]
+        return [f"for t in {bounds}:", *indent([*lines, *self._statement(s)])]
 
-    def _axis(self, axis: str) -> str:
+    def axis(self, axis: str) -> str:
         return self.axes.setdefault(axis, f"i{len(self.axes)}")
 
     def _statement(self, s: Stmt) -> list[str]:
         match s:
             case For(axis=axis, extent=extent, body=body):
-                count = self._extent(s, extent)
+                count = self.extent(s, extent)
                 return [
-                    f"for {self._axis(axis)} in range({count}):",
-                    *_indent(self._statement(body)),
+                    f"for {self.axis(axis)} in range({count}):",
+                    *indent(self._statement(body)),
                 ]
             case If(condition=condition, body=body):
-                return [f"if {self._expr(condition)}:", *_indent(self._statement(body))]
+                return [f"if {self.expr(condition)}:", *indent(self._statement(body))]
             case Block(stmts=stmts):
                 return [line for t in stmts for line in self._statement(t)]
             case Alloc(buffer=b, body=body):
@@ -184,21 +183,23 @@ class _Emitter:
                 if b.shape:
                     kind = "u8" if b.dtype is DType.BOOL else SUFFIX[b.dtype.compute]
                     lines.insert(
-                        0, f"{name} = {self._use(f'stack_{kind}')}({max(1, math.prod(b.shape))})"
+                        0, f"{name} = {self.use(f'stack_{kind}')}({max(1, math.prod(b.shape))})"
                     )
                 return lines
             case Store(buffer=b, index=index, value=value):
-                return [self._store(b, index, self._expr(value))]
+                return [self._store(b, index, self.expr(value))]
             case Accumulate():
                 return [self._accumulate(s)]
             case Tile():
-                return self._tile(s)
+                return print_tile(self, s, self.ranges, self.locals[s.acc.name]) or self._statement(
+                    s.meaning
+                )
             case _:
                 assert_never(s)
 
-    def _extent(self, s: For, extent: Expr) -> str:
+    def extent(self, s: For, extent: Expr) -> str:
         if isinstance(extent, Const):
-            return str(extent.value) if s.baked else self._number(int(extent.value))
+            return str(extent.value) if s.baked else self.number(int(extent.value))
         return self._index(extent)
 
     def _accumulate(self, s: Accumulate) -> str:
@@ -206,11 +207,11 @@ class _Emitter:
         old, dtype = self._load(s.buffer, s.index), s.buffer.dtype.compute
         if not dtype.is_float or s.op not in ACCUMULATE:
             return self._store(
-                s.buffer, s.index, self._apply(s.op, dtype, [old, self._expr(s.value)])
+                s.buffer, s.index, self._apply(s.op, dtype, [old, self.expr(s.value)])
             )
         step, args = self._step_of(s.op, s.value)
-        values = ", ".join([old, *map(self._expr, args)])
-        return self._store(s.buffer, s.index, f"{self._use(f'{step}_{SUFFIX[dtype]}')}({values})")
+        values = ", ".join([old, *map(self.expr, args)])
+        return self._store(s.buffer, s.index, f"{self.use(f'{step}_{SUFFIX[dtype]}')}({values})")
 
     def _step_of(self, op: ScalarOp, value: Expr) -> tuple[str, tuple[Expr, ...]]:
         match op, value:
@@ -223,34 +224,34 @@ class _Emitter:
             return f"{self.locals[b.name]} = {value}"
         name, at = self._place(b, index)
         if b.dtype is DType.BOOL:
-            return f"{self._use('store_b8')}({name}, {at}, {value})"
+            return f"{self.use('store_b8')}({name}, {at}, {value})"
         if b.dtype.compute is not b.dtype and b.space is Space.GLOBAL:
-            return f"{self._use('store_' + SUFFIX[b.dtype])}({name}, {at}, {value})"
+            return f"{self.use('store_' + SUFFIX[b.dtype])}({name}, {at}, {value})"
         return f"{name}[{at}] = {value}"
 
     # -- expressions
 
-    def _expr(self, e: Expr) -> str:
+    def expr(self, e: Expr) -> str:
         match e:
             case Const(value=value, dtype=dtype):
                 return self._constant(value, dtype)
             case Var(name=name):
-                return self._axis(name)
+                return self.axis(name)
             case Load(buffer=b, index=index):
                 return self._load(b, index)
             case Cast(dtype=dtype, arg=arg):
                 return self._cast(dtype, arg)
             case Select(condition=c, then=then, otherwise=otherwise):
-                parts = self._expr(then), self._expr(c), self._expr(otherwise)
+                parts = self.expr(then), self.expr(c), self.expr(otherwise)
                 if _is_safe(then) and _is_safe(otherwise):
-                    return f"{self._use('select')}({parts[1]}, {parts[0]}, {parts[2]})"
+                    return f"{self.use('select')}({parts[1]}, {parts[0]}, {parts[2]})"
                 return f"({parts[0]} if {parts[1]} else {parts[2]})"
             case Apply(op=op, args=args):
                 if dtype_of(e) is DType.I64 and (
                     op in SUMS or (op in QUOTIENTS and _is_positive(args[1]))
                 ):
                     return self._index(e)
-                return self._apply(op, dtype_of(args[0]).compute, [self._expr(a) for a in args])
+                return self._apply(op, dtype_of(args[0]).compute, [self.expr(a) for a in args])
             case _:
                 assert_never(e)
 
@@ -258,32 +259,32 @@ class _Emitter:
         if dtype is DType.BOOL:
             return str(bool(value))
         if dtype is DType.I64:
-            return str(value) if value in (0, 1, -1) else self._number(int(value))
+            return str(value) if value in (0, 1, -1) else self.number(int(value))
         if not dtype.is_float:
-            return f"{self._use('to_' + SUFFIX[dtype])}({value})"
+            return f"{self.use('to_' + SUFFIX[dtype])}({value})"
         if math.isfinite(value):
             text = repr(value) if dtype is DType.F64 else str(np.float32(value))
         else:
             self.special.add(word := "nan" if math.isnan(value) else "inf")
             text = f"-{word}" if value < 0 else word
-        return f"{self._use('to_f64' if dtype is DType.F64 else 'to_f32')}({text})"
+        return f"{self.use('to_f64' if dtype is DType.F64 else 'to_f32')}({text})"
 
     def _load(self, b: Buffer, index: tuple[Expr, ...]) -> str:
         if b.space is Space.LOCAL and not b.shape:
             return self.locals[b.name]
         name, at = self._place(b, index)
         if b.dtype is DType.BOOL or (b.dtype.compute is not b.dtype and b.space is Space.GLOBAL):
-            return f"{self._use('load_' + SUFFIX[b.dtype])}({name}, {at})"
+            return f"{self.use('load_' + SUFFIX[b.dtype])}({name}, {at})"
         return f"{name}[{at}]"
 
     def _place(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[str, str]:
         """The pointer and the offset of an element, as text."""
         form = offset(b, index, self.ranges)
         if b.space is Space.LOCAL:
-            return self.locals[b.name], self._linear(form, None)
-        return b.name, self._linear(form, b.name)
+            return self.locals[b.name], self.linear(form, None)
+        return b.name, self.linear(form, b.name)
 
-    def _linear(self, form: Linear, owner: str | None) -> str:
+    def linear(self, form: Linear, owner: str | None) -> str:
         """A linear form; its coefficients are literals without an owner, lifted numbers with
         one."""
         parts = []
@@ -294,11 +295,11 @@ class _Emitter:
             elif owner is None:
                 parts.append(f"{text} * {c}")
             else:
-                parts.append(f"{text} * {self._number(c, owner, text, str(c))}")
+                parts.append(f"{text} * {self.number(c, owner, text, str(c))}")
         if form.constant or not parts:
             lifted = owner is not None and form.constant not in (0, 1, -1)
             parts.append(
-                self._number(form.constant, owner or "", str(form.constant))
+                self.number(form.constant, owner or "", str(form.constant))
                 if lifted
                 else str(form.constant)
             )
@@ -307,7 +308,7 @@ class _Emitter:
     def _atom(self, e: Expr) -> str:
         match e:
             case Var():
-                return self._axis(e.name)
+                return self.axis(e.name)
             case Apply(op=ScalarOp.FLOORDIV | ScalarOp.MOD, args=(x, Const(value=d))) if int(d) > 0:
                 sign = "//" if e.op is ScalarOp.FLOORDIV else "%"
                 return f"({self._index(x)} {sign} {int(d)})"
@@ -315,35 +316,35 @@ class _Emitter:
                 name = "min" if e.op is ScalarOp.MIN else "max"
                 return f"{name}({self._index(a)}, {self._index(b)})"
             case Apply(op=ScalarOp.ADD | ScalarOp.SUB | ScalarOp.MUL):
-                return f"({self._apply(e.op, DType.I64, [self._expr(a) for a in e.args])})"
-        return self._expr(e)
+                return f"({self._apply(e.op, DType.I64, [self.expr(a) for a in e.args])})"
+        return self.expr(e)
 
     def _index(self, e: Expr) -> str:
         form = linear(e, self.ranges)
         if form.constant == 0 and len(form.terms) == 1 and form.terms[0][1] == 1:
             return self._atom(form.terms[0][0])
-        return f"({self._linear(form, 'index')})"
+        return f"({self.linear(form, 'index')})"
 
     def _cast(self, dtype: DType, arg: Expr) -> str:
-        value, source = self._expr(arg), dtype_of(arg)
+        value, source = self.expr(arg), dtype_of(arg)
         if dtype is DType.BOOL:
-            return f"{self._use('to_bool')}({value})"
+            return f"{self.use('to_bool')}({value})"
         if source.compute is dtype:
             return value
-        return f"{self._use('to_' + SUFFIX[dtype])}({value})"
+        return f"{self.use('to_' + SUFFIX[dtype])}({value})"
 
     def _apply(self, op: ScalarOp, dtype: DType, args: list[str]) -> str:
         joined = ", ".join(args)
         if op in CHECKED and dtype.is_integer:
             self.checks += 1
-            return f"{self._use(CHECKED[op])}({joined}, errors, {self.checks})"
+            return f"{self.use(CHECKED[op])}({joined}, errors, {self.checks})"
         if dtype is DType.BOOL and op in (ScalarOp.MAX, ScalarOp.MIN):
             op = ScalarOp.OR if op is ScalarOp.MAX else ScalarOp.AND
         narrow = dtype.is_integer and dtype is not DType.I64
         if op in INFIX and not (narrow and op in INTEGER_FUNCTIONS):
             text = f"({args[0]} {INFIX[op]} {args[1]})"
             return (
-                f"{self._use('to_' + SUFFIX[dtype])}{text}"
+                f"{self.use('to_' + SUFFIX[dtype])}{text}"
                 if narrow and op.rule == "same"
                 else text
             )
@@ -355,45 +356,8 @@ class _Emitter:
             case ScalarOp.NOT:
                 return f"(not {args[0]})"
         if dtype.is_float:
-            return f"{self._use(f'{FLOAT_FUNCTIONS[op]}_{SUFFIX[dtype]}')}({joined})"
-        return f"{self._use(INTEGER_FUNCTIONS[op])}({joined})"
-
-    # -- tiles
-
-    def _tile(self, s: Tile) -> list[str]:
-        assert isinstance(s.meaning, Block)
-        width = s.acc.shape[-1]
-        form = microtile(s.meaning.stmts[1], s.rows, s.columns, self.ranges, width)
-        assert form is not None, "checked by Tensorize"
-        kind = SUFFIX[s.acc.dtype]
-        height = s.acc.shape[0] if s.rows else 1
-        name = f"tile{len(self.locals)}"
-        vectors = width // machine().lanes(s.acc.dtype.bits)
-        zeros = f"{name} = {self._use('zeros_' + kind)}({height}, {vectors})"
-        lines = self._step(form, name)
-        for n in reversed(form.loops):
-            lines = [
-                f"for {self._axis(n.axis)} in range({self._extent(n, n.extent)}):",
-                *_indent(lines),
-            ]
-        return [zeros, *lines, f"{self._use('store')}({name}, {self.locals[s.acc.name]}, {width})"]
-
-    def _base(self, operand: Load, base: Linear) -> str:
-        name = operand.buffer.name
-        return f"{self._use('offset')}({name}, {self._linear(base, name)})"
-
-    def _step(self, form: Microtile, name: str) -> list[str]:
-        depth = self._extent(form.inner, form.inner.extent) if form.inner else "1"
-        b, a = self._base(form.b, form.base_b), self._base(form.a, form.base_a)
-        inside = " & ".join(self._expr(g) for g in form.inside)
-        if form.window is None:
-            steps = f"{a}, {form.row_stride}, {form.depth_stride}, {b}, {depth}"
-            call = f"{name} = {self._use('matmul')}({name}, {steps})"
-            return [f"if {inside}:", *_indent([call])] if inside else [call]
-        w = form.window
-        start, extent = self._linear(w.start, "index"), self._number(w.extent)
-        rest = f"{start}, {w.step}, {extent}, {w.column_stride}, {form.depth_stride}, {b}, {depth}"
-        return [f"{name} = {self._use('matmul_window')}({name}, {a}, {inside or 'True'}, {rest})"]
+            return f"{self.use(f'{FLOAT_FUNCTIONS[op]}_{SUFFIX[dtype]}')}({joined})"
+        return f"{self.use(INTEGER_FUNCTIONS[op])}({joined})"
 
 
 def _is_safe(e: Expr) -> bool:
@@ -407,7 +371,3 @@ def _is_safe(e: Expr) -> bool:
 
 def _is_positive(e: Expr) -> bool:
     return isinstance(e, Const) and e.value > 0
-
-
-def _indent(lines: list[str]) -> list[str]:
-    return ["    " + line for line in lines]

@@ -113,6 +113,15 @@ _PLACES = {
     "tile": ("zeros_f32", "zeros_f64", "store"),
     "matmul": ("matmul",),
     "window": ("matmul_window",),
+    "columns": (
+        "full_f32",
+        "full_f64",
+        *(
+            f"{v}_columns{w}"
+            for v in ("add_product", "add", "maximum", "minimum")
+            for w in ("", "_window")
+        ),
+    ),
     "casts": ("select", "to_bool", *(f"to_{t}" for t in _TYPES)),
     "checks": ("report", *CHECKED.values()),
     "integers": tuple(INTEGER_FUNCTIONS.values()),

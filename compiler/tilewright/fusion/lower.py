@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from tilewright.fusion.groups import Group
 from tilewright.fusion.inline import Program
@@ -82,16 +83,16 @@ class _Lowering:
         too long."""
         if m in self.stored:
             return
-        inner = tuple(
-            n for a, n in zip(m.axes, m.shape, strict=True) if a not in self.group.rows[m.name]
-        )
-        size = m.dtype.itemsize
-        for n in inner:
-            size *= n
-        if size > LOCAL_BYTES:
+        inner = tuple(m.shape[k] for k in self._kept(m))
+        if m.dtype.itemsize * prod(inner) > LOCAL_BYTES:
             self.stored.append(m)
         else:
             self.locals[m.name] = Buffer(m.name, m.dtype, inner, space=Space.LOCAL)
+
+    def _kept(self, m: Compute) -> list[int]:
+        """The dimensions of a member's local buffer: those that the rows do not walk."""
+        rows = self.group.rows[m.name]
+        return [k for k, (a, n) in enumerate(zip(m.axes, m.shape, strict=True)) if a not in rows and n > 1]
 
     def _row_axes(self) -> list[tuple[str, int]]:
         """Names and extents of the row loops, in the order in which the main result lies in
@@ -151,8 +152,7 @@ class _Lowering:
     def _target(self, m: Compute, env: dict[str, Expr]) -> tuple[Buffer, tuple[Expr, ...]]:
         if m.name not in self.locals:
             return m, tuple(env[a] for a in m.axes)
-        kept = [a for a in m.axes if a not in self.group.rows[m.name]]
-        return self.locals[m.name], tuple(env[a] for a in kept)
+        return self.locals[m.name], tuple(env[m.axes[k]] for k in self._kept(m))
 
     def _local_reads(self, body: Expr) -> Expr:
         """Reads of members that live in scratch, redirected there."""
@@ -161,12 +161,7 @@ class _Lowering:
         def rule(n: object) -> Expr | None:
             if isinstance(n, Load) and n.buffer.name in self.locals:
                 m = members[n.buffer.name]
-                kept = tuple(
-                    i
-                    for i, a in zip(n.index, m.axes, strict=True)
-                    if a not in self.group.rows[m.name]
-                )
-                return Load(self.locals[m.name], kept)
+                return Load(self.locals[m.name], tuple(n.index[k] for k in self._kept(m)))
             return None
 
         return rewrite(body, rule)  # type: ignore[arg-type,return-value]

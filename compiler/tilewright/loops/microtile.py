@@ -6,77 +6,81 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tilewright.loops.affine import Linear, Range, linear
-from tilewright.loops.ir import Accumulate, Apply, Const, Expr, For, Load, Select, Stmt, variables
+from tilewright.loops.affine import Linear, Range
+from tilewright.loops.ir import Accumulate, Apply, For, Load, Stmt, variables
 from tilewright.loops.locate import offset
-from tilewright.loops.scalars import ScalarOp
-
-
-@dataclass(frozen=True)
-class Window:
-    """Rows that may lie outside: row r reads column `start + r * step` of `extent`, if `inside`
-    holds."""
-
-    inside: tuple[Expr, ...]
-    start: Linear
-    step: int
-    extent: int
-    column_stride: int
+from tilewright.loops.scalars import ScalarOp, identity
+from tilewright.loops.window import GuardedRows, guarded_rows, unguarded
 
 
 @dataclass(frozen=True)
 class Microtile:
-    """`a` and `b` are the operands; `base_a`, `base_b` their offsets at the first row, column and
-    depth step."""
+    """A sum of products, `a` broadcast along the columns and `b` along the rows.
+
+    `base_b` is the offset of b at the first column and depth step, `rows` where a starts.
+    """
 
     a: Load
     b: Load
-    base_a: Linear
+    rows: GuardedRows
     base_b: Linear
     row_stride: int
     depth_stride: int
     loops: tuple[For, ...]  # outer depth loops
     inner: For | None  # the depth loop of the micro-kernel
-    inside: tuple[Expr, ...]
-    window: Window | None
 
 
-def microtile(
-    meaning_steps: Stmt, rows: str, columns: str, ranges: Mapping[str, Range], width: int
-) -> Microtile | None:
-    """The form of a blocked sum of products, or None if its operands are not stepped through
-    evenly."""
+@dataclass(frozen=True)
+class ColumnTile:
+    """A reduction in which each column reads a column of its own: depthwise convolution, pooling.
+
+    Without `b` it reduces a, otherwise the products of both; b is broadcast along the rows.
+    """
+
+    op: ScalarOp
+    a: Load
+    b: Load | None
+    rows: GuardedRows
+    base_b: Linear | None
+    row_stride: int
+    loops: tuple[For, ...]
+
+
+def tile_form(
+    steps: Stmt, rows: str, columns: str, ranges: Mapping[str, Range], width: int
+) -> Microtile | ColumnTile | None:
+    """The form of a blocked reduction, or None if its operands are not stepped through evenly."""
     depth: list[For] = []
-    s = meaning_steps
+    s = steps
     while isinstance(s, For):
         if s.axis not in (rows, columns):
             depth.append(s)
         s = s.body
-    if (
-        not isinstance(s, Accumulate)
-        or not isinstance(s.value, Apply)
-        or not isinstance(s.value.args[1], Load)
-    ):
+    if not isinstance(s, Accumulate):
         return None
-    guards, a = _unguarded(s.value.args[0])
-    b = s.value.args[1]
-    if a is None:
-        return None
-    inner = depth.pop() if depth else None
-    return _form(a, b, guards, tuple(depth), inner, rows, columns, ranges, width)
+    return _microtile(s, depth, rows, columns, ranges, width) or _column_tile(
+        s, depth, rows, columns, ranges
+    )
 
 
-def _form(
-    a: Load,
-    b: Load,
-    guards: tuple[Expr, ...],
-    loops: tuple[For, ...],
-    inner: For | None,
+def _microtile(
+    s: Accumulate,
+    depth: list[For],
     rows: str,
     columns: str,
     ranges: Mapping[str, Range],
     width: int,
 ) -> Microtile | None:
+    match s.value:
+        case Apply(op=ScalarOp.MUL, args=(factor, Load() as b)) if s.op is ScalarOp.ADD:
+            guards, a = unguarded(factor, 0.0)
+        case _:
+            return None
+    if a is None:
+        return None
+    innermost = depth[-1].axis if depth else ""
+    guarded = any(innermost in variables(g) for g in guards)
+    inner = depth[-1] if depth and not guarded else None
     k = inner.axis if inner else ""
     at, bt = offset(a.buffer, a.index, ranges), offset(b.buffer, b.index, ranges)
     stepping = {rows, columns, k} - {""}
@@ -84,69 +88,54 @@ def _form(
         stepping & (at.nonlinear_axes() | bt.nonlinear_axes())
         or at.coefficient(columns)
         or bt.coefficient(rows)
+        or any(columns in variables(g) for g in guards)
     ):
         return None
     if bt.coefficient(columns) != 1 or (inner and bt.coefficient(k) != width):
         return None
-    if any(k in variables(g) or columns in variables(g) for g in guards):
+    placed = guarded_rows(guards, at, at.without(rows).without(k), rows, ranges)
+    if placed is None:
         return None
-    base_a = at.without(rows).without(k)
-    base_b = bt.without(columns).without(k)
-    inside = tuple(g for g in guards if rows not in variables(g))
-    moving = [g for g in guards if rows in variables(g)]
-    window = None
-    if moving:
-        window = _window(moving, inside, at, rows, ranges)
-        if window is None:
-            return None
-        base_a = _minus(base_a, window.start, window.column_stride)
     return Microtile(
-        a, b, base_a, base_b, at.coefficient(rows), at.coefficient(k), loops, inner, inside, window
+        a,
+        b,
+        placed,
+        bt.without(columns).without(k),
+        at.coefficient(rows),
+        at.coefficient(k),
+        tuple(depth[:-1] if inner else depth),
+        inner,
     )
 
 
-def _window(
-    guards: list[Expr], inside: tuple[Expr, ...], at: Linear, rows: str, ranges: Mapping[str, Range]
-) -> Window | None:
-    """The window of guards 0 <= e and e < extent, all over one linear e."""
-    forms: dict[Linear, list[int | None]] = {}
-    for g in guards:
-        match g:
-            case Apply(op=ScalarOp.GE, args=(e, Const(value=0))):
-                forms.setdefault(linear(e, ranges), [None])
-            case Apply(op=ScalarOp.LT, args=(e, Const(value=n))):
-                forms.setdefault(linear(e, ranges), [None])[0] = int(n)
-            case _:
-                return None
-    if len(forms) != 1:
+def _column_tile(
+    s: Accumulate, depth: list[For], rows: str, columns: str, ranges: Mapping[str, Range]
+) -> ColumnTile | None:
+    if s.op not in (ScalarOp.ADD, ScalarOp.MAX, ScalarOp.MIN) or not s.buffer.dtype.is_float:
         return None
-    ((form, (extent,)),) = forms.items()
-    step = form.coefficient(rows)
-    if extent is None or step == 0 or rows in form.nonlinear_axes() or at.coefficient(rows) % step:
+    b: Load | None = None
+    match s.value:
+        case Apply(op=ScalarOp.MUL, args=(factor, Load() as b)) if s.op is ScalarOp.ADD:
+            guards, a = unguarded(factor, 0.0)
+        case value:
+            guards, a = unguarded(value, identity(s.op, s.buffer.dtype))
+    if a is None or any(columns in variables(g) for g in guards):
         return None
-    return Window(inside, form.without(rows), step, extent, at.coefficient(rows) // step)
+    if any(operand.buffer.dtype is not s.buffer.dtype for operand in (a, b) if operand):
+        return None
+    at = offset(a.buffer, a.index, ranges)
+    if not _along(at, columns, rows):
+        return None
+    bt = offset(b.buffer, b.index, ranges) if b else None
+    if bt is not None and (not _along(bt, columns, rows) or bt.coefficient(rows)):
+        return None
+    placed = guarded_rows(guards, at, at.without(rows).without(columns), rows, ranges)
+    if placed is None:
+        return None
+    base_b = bt.without(columns) if bt else None
+    return ColumnTile(s.op, a, b, placed, base_b, at.coefficient(rows), tuple(depth))
 
 
-def _minus(form: Linear, other: Linear, scale: int) -> Linear:
-    total: dict[Expr, int] = dict(form.terms)
-    for atom, c in other.terms:
-        total[atom] = total.get(atom, 0) - c * scale
-    kept = tuple((a, c) for a, c in total.items() if c)
-    return Linear(kept, form.constant - other.constant * scale)
-
-
-def _unguarded(e: Expr) -> tuple[tuple[Expr, ...], Load | None]:
-    match e:
-        case Load():
-            return (), e
-        case Select(condition=c, then=then):
-            guards, load = _unguarded(then)
-            return (*_conjuncts(c), *guards), load
-    return (), None
-
-
-def _conjuncts(e: Expr) -> tuple[Expr, ...]:
-    match e:
-        case Apply(op=ScalarOp.AND, args=(a, b)):
-            return (*_conjuncts(a), *_conjuncts(b))
-    return (e,)
+def _along(form: Linear, columns: str, rows: str) -> bool:
+    """Whether neighbouring columns are neighbours in memory, and rows evenly apart."""
+    return form.coefficient(columns) == 1 and not {columns, rows} & form.nonlinear_axes()

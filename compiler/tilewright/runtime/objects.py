@@ -211,6 +211,7 @@ def _optimize(module: llvm.ModuleRef) -> None:
     """O3 with loop vectorisation; packing straight-line code cost time and gained nothing."""
     tuning = llvm.PipelineTuningOptions(speed_level=3)
     tuning.loop_vectorization = True
+    tuning.loop_unrolling = False
     tuning.slp_vectorization = False
     builder = llvm.PassBuilder(_machine(), tuning)
     builder.getModulePassManager().run(module, builder)

@@ -40,8 +40,8 @@ from tilewright.loops.ir import (
     Block as Sequence,
 )
 from tilewright.loops.locate import accesses, axis_ranges, find_loop, offset
-from tilewright.loops.microtile import microtile
-from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.microtile import ColumnTile, tile_form
+from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.loops.verify import colliding_writes, shared_writes, verify
 
 
@@ -210,8 +210,7 @@ class Bake:
 
 @dataclass(frozen=True)
 class Tensorize:
-    """Compute a blocked sum of products on register tiles; its meaning stays the loops it
-    replaces."""
+    """Compute a blocked reduction on register tiles; its meaning stays the loops it replaces."""
 
     columns: str
     rows: str = ""
@@ -221,17 +220,16 @@ class Tensorize:
             n for n in walk(kernel.body) if isinstance(n, Alloc) and self._matches(n)
         ]
         if len(found) != 1:
-            raise ScheduleError(f"{self}: {len(found)} blocked sums of products with these axes")
+            raise ScheduleError(f"{self}: {len(found)} blocked reductions with these axes")
         old = found[0]
         assert isinstance(old.body, Sequence)
         start, steps, *rest = old.body.stmts
-        if (
-            microtile(
-                steps, self.rows, self.columns, axis_ranges(kernel.body), old.buffer.shape[-1]
-            )
-            is None
-        ):
+        ranges, width = axis_ranges(kernel.body), old.buffer.shape[-1]
+        form = tile_form(steps, self.rows, self.columns, ranges, width)
+        if form is None:
             raise ScheduleError(f"{self}: the operands are not stepped through evenly")
+        if isinstance(form, ColumnTile) and not self._is_whole(steps, width):
+            raise ScheduleError(f"{self}: the last block of columns is not whole")
         tile = Tile(
             old.buffer,
             self.rows,
@@ -261,10 +259,14 @@ class Tensorize:
             and isinstance(start.value, Const)
             and isinstance(steps, Accumulate)
             and steps.buffer is n.buffer
-            and isinstance(steps.value, Apply)
-            and steps.value.op is ScalarOp.MUL
+            and start.value == Const(identity(steps.op, n.buffer.dtype), n.buffer.dtype)
             and self._own - {""} <= variables(steps)
         )
+
+    def _is_whole(self, steps: Stmt, width: int) -> bool:
+        """Whether all columns of the tile are always there."""
+        found = [n for n in walk(steps) if isinstance(n, For) and n.axis == self.columns]
+        return all(n.extent == index_const(width) for n in found)
 
 
 Directive = Merge | Block | Swap | Bind | Bake | Tensorize

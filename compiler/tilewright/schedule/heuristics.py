@@ -47,7 +47,7 @@ def choose_schedule(lowered: Lowered, limits: TileLimits) -> Kernel:
     if lowered.group.contraction is not None:
         _tile(builder, lowered, lowered.group.contraction, limits)
     elif any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body)):
-        _reduce(builder)
+        _reduce(builder, limits)
     else:
         _map(builder)
     _bake_windows(builder)
@@ -108,15 +108,41 @@ def _map(builder: _Builder) -> None:
     _bind(builder, axes if len(axes) == 1 else axes[:-1])
 
 
-def _reduce(builder: _Builder) -> None:
+def _reduce(builder: _Builder, limits: TileLimits) -> None:
     _merge_all(builder)
     axes = builder.axes
-    if axes and _prefers_vector_block(builder.kernel, axes[-1]):
+    if _reduce_columns(builder, limits):
+        pass
+    elif axes and _prefers_vector_block(builder.kernel, axes[-1]):
         extent = builder.extent(axes[-1])
         blocks = -(-extent // VECTOR_BLOCK)
         factor = min(-(-(extent // blocks + 1) // 16) * 16 if blocks > 1 else extent, extent)
         builder.attempt(Block(axes[-1], factor, overlap=True))
     _bind(builder, builder.axes)
+
+
+def _reduce_columns(builder: _Builder, limits: TileLimits) -> bool:
+    """Put a reduction whose results lie side by side, as its operands do, on register tiles."""
+    axes, before = builder.axes, builder.kernel
+    kinds = {n.buffer.dtype for n in walk(before.body) if isinstance(n, Accumulate)}
+    lanes = limits.lanes.get(max((k.bits for k in kinds), default=0), 0)
+    if not axes or not lanes or not _prefers_vector_block(before, axes[-1]):
+        return False
+    columns, rows = axes[-1], axes[-2] if len(axes) > 1 else ""
+    vectors = min(2, builder.extent(columns) // lanes)
+    if not vectors:
+        return False
+    if rows and not _block_rows(builder, rows, limits.rows[vectors]):
+        rows = ""
+    builder.attempt(Block(columns, vectors * lanes, overlap=True))
+    if builder.attempt(Tensorize(f"{columns}_i", f"{rows}_i" if rows else "")):
+        return True
+    builder.kernel = before
+    return False
+
+
+def _block_rows(builder: _Builder, rows: str, most: int) -> bool:
+    return builder.attempt(Block(rows, _near_equal(builder.extent(rows), most), overlap=True))
 
 
 def _prefers_vector_block(kernel: Kernel, axis: str) -> bool:

@@ -13,7 +13,7 @@ from tilewright_kernels.cpu.matmul import Product
 from tilewright_kernels.cpu.tile import Tile, pack, unpack
 from tilewright_kernels.cpu.vectors import word
 
-ProductOf = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+Step = Callable[[Sequence[Any]], list[Any]]  # old registers to new ones
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Window:
                 kept.append(self.builder.select(inside, new[i], old[i]))
         return kept
 
-    def emit(self, row_is_inside: Any, old: Sequence[Any], product: ProductOf) -> list[Any]:
-        """Nothing for a row outside, a plain product if all columns are inside, else a careful one.
-
-        That one multiplies clamped columns too and throws the results away: zeros instead would
-        need a stride of their own for every row.
+    def emit(
+        self, row_is_inside: Any, old: Sequence[Any], inside: Step, at_edge: Step
+    ) -> list[Any]:
+        """The old registers for a row outside, else one of the steps: `inside` if all columns are
+        inside, `at_edge` if not.
         """
         b = self.builder
         names = ("row", "plain", "edge", "end")
@@ -77,12 +77,10 @@ class Window:
         b.cbranch(row_is_inside, row, end)
         b.position_at_end(row)
         b.cbranch(self.all_inside(), plain, edge)
-        b.position_at_end(plain)
-        results.append((product(self.pointers(), old), b.block))
-        b.branch(end)
-        b.position_at_end(edge)
-        results.append((self.keep_inside(product(self.clamped_pointers(), old), old), b.block))
-        b.branch(end)
+        for block, step in ((plain, inside), (edge, at_edge)):
+            b.position_at_end(block)
+            results.append((step(old), b.block))
+            b.branch(end)
         b.position_at_end(end)
         return _merge(b, results)
 
@@ -121,10 +119,18 @@ def matmul_window(
         window = Window(builder, acc, row, *geometry)
         registers = unpack(builder, tile)
 
-        def product(pointers: Sequence[Any], start: Sequence[Any]) -> list[Any]:
-            return Product(acc, pointers, channel_stride, panel, count).emit(builder, start)
+        def product(pointers: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+            return Product(acc, pointers, channel_stride, panel, count).emit(builder, old)
 
-        return pack(builder, window.emit(inside, registers, product))
+        def plain(old: Sequence[Any]) -> list[Any]:
+            return product(window.pointers(), old)
+
+        def edge(old: Sequence[Any]) -> list[Any]:
+            # Clamped columns are multiplied too and the results thrown away: zeros instead would
+            # need a stride of their own for every row.
+            return window.keep_inside(product(window.clamped_pointers(), old), old)
+
+        return pack(builder, window.emit(inside, registers, plain, edge))
 
     i64 = types.int64
     return acc(acc, x, types.boolean, i64, i64, i64, i64, i64, b, i64), emit

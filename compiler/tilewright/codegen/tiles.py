@@ -1,0 +1,103 @@
+"""Tile statements as source: the loops over the outer depth axes around one call per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from tilewright.codegen.spelling import ACCUMULATE, ADD_PRODUCT, FLOAT_FUNCTIONS, SUFFIX
+from tilewright.loops.affine import Linear, Range
+from tilewright.loops.ir import Block, Const, Expr, For, Load, Stmt, Store, Tile
+from tilewright.loops.microtile import ColumnTile, Microtile, tile_form
+from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.window import GuardedRows
+from tilewright_kernels.cpu.machine import machine
+
+
+class Printer(Protocol):
+    """What the emitter of the rest of a kernel offers."""
+
+    def use(self, name: str) -> str: ...
+    def expr(self, e: Expr) -> str: ...
+    def axis(self, axis: str) -> str: ...
+    def extent(self, s: For, extent: Expr) -> str: ...
+    def linear(self, form: Linear, owner: str | None) -> str: ...
+    def number(self, value: int, *key: str) -> str: ...
+
+
+def print_tile(
+    printer: Printer, s: Tile, ranges: Mapping[str, Range], target: str
+) -> list[str] | None:
+    """The lines that fill `target`; None if the machine's vectors do not divide the tile's
+    width."""
+    assert isinstance(s.meaning, Block)
+    width, kind = s.acc.shape[-1], SUFFIX[s.acc.dtype]
+    lanes = machine().lanes(s.acc.dtype.bits)
+    if width % lanes:
+        return None
+    form = tile_form(s.meaning.stmts[1], s.rows, s.columns, ranges, width)
+    assert form is not None, "checked by Tensorize"
+    size = f"{s.acc.shape[0] if s.rows else 1}, {width // lanes}"
+    name = f"tile_{target}"
+    start = f"{printer.use('full_' + kind)}({size}, {_initial(printer, s.meaning.stmts[0])})"
+    if isinstance(form, Microtile):
+        start = f"{printer.use('zeros_' + kind)}({size})"
+        lines = _product_step(printer, form, name)
+    else:
+        lines = _column_step(printer, form, name)
+    for n in reversed(form.loops):
+        lines = [f"for {printer.axis(n.axis)} in range({printer.extent(n, n.extent)}):", *indent(lines)]
+    return [f"{name} = {start}", *lines, f"{printer.use('store')}({name}, {target}, {width})"]
+
+
+def _initial(printer: Printer, s: Stmt) -> str:
+    while isinstance(s, For):
+        s = s.body
+    assert isinstance(s, Store) and isinstance(s.value, Const)
+    return printer.expr(s.value)
+
+
+def _product_step(printer: Printer, form: Microtile, name: str) -> list[str]:
+    depth = printer.extent(form.inner, form.inner.extent) if form.inner else "1"
+    rest = f"{form.depth_stride}, {_base(printer, form.b, form.base_b)}, {depth}"
+    return _step(printer, form, name, "matmul", rest)
+
+
+def _column_step(printer: Printer, form: ColumnTile, name: str) -> list[str]:
+    if form.b is None or form.base_b is None:
+        word = ACCUMULATE.get(form.op) or FLOAT_FUNCTIONS[form.op]
+        return _step(printer, form, name, f"{word}_columns", "")
+    factors = _base(printer, form.b, form.base_b)
+    return _step(printer, form, name, f"{ADD_PRODUCT}_columns", factors)
+
+
+def _step(
+    printer: Printer, form: Microtile | ColumnTile, name: str, function: str, rest: str
+) -> list[str]:
+    """One call; `rest` are its arguments after those that say where the rows are."""
+    placed = form.rows
+    inside = " & ".join(printer.expr(g) for g in placed.inside)
+    a = _base(printer, form.a, placed.base)
+    if placed.window is None:
+        arguments = ", ".join(filter(None, (name, a, str(form.row_stride), rest)))
+        call = f"{name} = {printer.use(function)}({arguments})"
+        return [f"if {inside}:", *indent([call])] if inside else [call]
+    place = f"{inside or 'True'}, {_columns(printer, placed)}"
+    arguments = ", ".join(filter(None, (name, a, place, rest)))
+    return [f"{name} = {printer.use(function + '_window')}({arguments})"]
+
+
+def _columns(printer: Printer, placed: GuardedRows) -> str:
+    w = placed.window
+    assert w is not None
+    start, extent = printer.linear(w.start, "index"), printer.number(w.extent)
+    return f"{start}, {w.step}, {extent}, {w.column_stride}"
+
+
+def _base(printer: Printer, operand: Load, base: Linear) -> str:
+    name = operand.buffer.name
+    return f"{printer.use('offset')}({name}, {printer.linear(base, name)})"
+
+
+def indent(lines: list[str]) -> list[str]:
+    return ["    " + line for line in lines]
