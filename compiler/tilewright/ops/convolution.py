@@ -12,7 +12,7 @@ from tilewright.ops.common import cast, fail, select
 from tilewright.ops.registry import op
 from tilewright.ops.sampling import corners
 from tilewright.ops.tensor import Compute, Tensor, compute
-from tilewright.ops.transposed import TransposedWindow, transposed_windows
+from tilewright.ops.transposed import Phases, TransposedWindow, phases, transposed_windows
 from tilewright.ops.windows import Window, guard, require_spatial, spatial_kernel, windows
 
 
@@ -132,7 +132,43 @@ def conv_transpose(
     dims = transposed_windows(
         x.shape[2:], kernel, strides, dilations, pads, output_padding, output_shape, auto_pad
     )
-    return add_bias(_transposed(x, w, dims, group), b)
+    split = phases(dims)
+    found = _transposed(x, w, dims, group) if split is None else _in_phases(x, w, split, group)
+    return add_bias(found, b)
+
+
+def _in_phases(x: Tensor, w: Tensor, dims: Sequence[Phases], group: int) -> Tensor:
+    """One convolution whose channels are (group, phases..., output of the group), then sorted."""
+    if group < 1 or x.shape[1] % group:
+        raise fail(f"{x.shape[1]} channels do not split into {group} groups")
+    inputs, share = x.shape[1] // group, w.shape[1]
+    counts = [d.count for d in dims]
+
+    def weight(m: Expr, i: Expr, *taps: Expr) -> Expr:
+        rest, digits = m // share, []
+        for n in reversed(counts):
+            digits.append(rest % n)
+            rest = rest // n
+        kernel = [d.kernel(p, t) for d, p, t in zip(dims, reversed(digits), taps, strict=True)]
+        value: Expr = w[(rest * inputs + i, m % share, *kernel)]
+        for d, k in zip(dims, kernel, strict=True):
+            if d.taps * d.count > d.window.kernel:
+                value = select(k < d.window.kernel, value, 0)
+        return value
+
+    channels = group * prod(counts) * share
+    weights = compute((channels, inputs, *(d.taps for d in dims)), weight)
+    sums = convolve(x, weights, [d.image() for d in dims], group)
+
+    def element(n: Expr, oc: Expr, *out: Expr) -> Expr:
+        split = [d.split(o) for d, o in zip(dims, out, strict=True)]
+        m: Expr = oc // share
+        for (phase, _), count in zip(split, counts, strict=True):
+            m = m * count + phase
+        return sums[(n, m * share + oc % share, *(place for _, place in split))]
+
+    shape = (x.shape[0], share * group, *(d.window.out for d in dims))
+    return compute(shape, element, channels_last=True)
 
 
 def _transposed(x: Tensor, w: Tensor, dims: Sequence[TransposedWindow], group: int) -> Compute:

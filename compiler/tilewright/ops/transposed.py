@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tilewright.loops.ir import Expr
 from tilewright.ops.common import fail, inside
-from tilewright.ops.windows import both_sides, per_dimension
+from tilewright.ops.windows import Window, both_sides, per_dimension
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,59 @@ class TransposedWindow:
             return Read(t, None if low >= 0 and high < self.extent else inside(t, self.extent))
         position = t // self.stride - shift if shift else t // self.stride
         return Read(position, (t % self.stride).eq(0) & inside(position, self.extent))
+
+
+@dataclass(frozen=True)
+class Phases:
+    """A dimension of a ConvTranspose as one convolution for every remainder of the output position.
+
+    Output o is position `(o + before) // stride - first` of phase `(o + before) % stride`; in each
+    phase kernel position k is `phase + stride * tap`, as far as the kernel has that many.
+    """
+
+    window: TransposedWindow
+
+    @property
+    def count(self) -> int:
+        return self.window.stride
+
+    @property
+    def taps(self) -> int:
+        return -(-self.window.kernel // self.count)
+
+    @property
+    def first(self) -> int:
+        return self.window.before // self.count
+
+    @property
+    def out(self) -> int:
+        return (self.window.out - 1 + self.window.before) // self.count - self.first + 1
+
+    def split(self, o: Expr) -> tuple[Expr, Expr]:
+        """The phase of an output position and its place there."""
+        u = o + self.window.before if self.window.before else o
+        if self.count == 1:
+            return u % 1, u - self.first
+        return u % self.count, u // self.count - self.first
+
+    def kernel(self, phase: Expr, tap: Expr) -> Expr:
+        """The kernel position of a tap, taps running as the input does."""
+        return phase + (self.taps - 1 - tap) * self.count
+
+    def image(self) -> Window:
+        """The windows of all phases alike."""
+        w = self.window
+        before = (self.taps - 1) * w.dilation - self.first
+        after = max(0, self.out - 1 + self.first - w.extent + 1)
+        return Window(w.extent, self.taps, 1, w.dilation, before, after, self.out)
+
+
+def phases(dims: Sequence[TransposedWindow]) -> list[Phases] | None:
+    """The dimensions in phases; None where strides and dilations mix kernel positions."""
+    if any(d.stride > 1 and d.dilation > 1 for d in dims):
+        return None
+    made = [Phases(d) for d in dims]
+    return made if all(p.image().before >= 0 for p in made) else None
 
 
 def transposed_windows(

@@ -22,6 +22,7 @@ from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
+from tilewright.fusion.restructure import Means, restructure
 from tilewright.fusion.pack import PackedWeights, aligned, pack_operands
 from tilewright.loops.ir import (
     Accumulate,
@@ -98,6 +99,7 @@ class Plan:
     ) -> None:
         self._executor = Executor(options.threads, cache)
         legal = legalize(outputs)
+        legal = restructure(legal, Means(tile_limits().lanes, weights))
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
         program = pack_operands(program, tile_limits().lanes, weights)
         self.decisions = program.decisions

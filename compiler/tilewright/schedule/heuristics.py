@@ -129,7 +129,7 @@ def _reduce_columns(builder: _Builder, limits: TileLimits) -> bool:
     if not axes or not lanes or not _prefers_vector_block(before, axes[-1]):
         return False
     columns, rows = axes[-1], axes[-2] if len(axes) > 1 else ""
-    vectors = min(2, builder.extent(columns) // lanes)
+    vectors = _vectors(builder.extent(columns), lanes)
     if not vectors:
         return False
     if rows and not _block_rows(builder, rows, limits.rows[vectors]):
@@ -139,6 +139,12 @@ def _reduce_columns(builder: _Builder, limits: TileLimits) -> bool:
         return True
     builder.kernel = before
     return False
+
+
+def _vectors(columns: int, lanes: int) -> int:
+    """Two vectors, or one where that computes less twice; none where there are too few columns."""
+    fitting = [v for v in (2, 1) if v * lanes <= columns]
+    return min(fitting, key=lambda v: -(-columns // (v * lanes)) * v, default=0)
 
 
 def _block_rows(builder: _Builder, rows: str, most: int) -> bool:

@@ -9,22 +9,20 @@ with `_window` take pixels of one row of an image as a tile's rows, as `matmul_w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 
 from tilewright_kernels.cpu import plain
 from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic
 from tilewright_kernels.cpu.tile import Tile, pack, unpack
 from tilewright_kernels.cpu.values import Number
-from tilewright_kernels.cpu.vectors import fma, load_vector, load_vector_if, splat, word
-from tilewright_kernels.cpu.window import Window
+from tilewright_kernels.cpu.vectors import fma, load_vector, splat, word
+from tilewright_kernels.cpu.window import Window, merge
 
 Step = Callable[[Any, Any, Any, Any], Any]  # builder, old, element, factor or None
-Loader = Callable[[int, Any], Any]  # row and place in it to the vector there
 
 
 def _full(dtype: Any) -> Any:
@@ -60,31 +58,77 @@ def _least(builder: Any, old: Any, element: Any, factor: Any) -> Any:
     return plain.minimum(Number(builder, old), Number(builder, element)).value
 
 
-def _stepped(
-    builder: Any, tile: Tile, step: Step, load: Loader, factors: Any, old: Sequence[Any]
-) -> list[Any]:
-    """The registers after one step; `factors` points to the shared row, None if there is none."""
-    places = [word(v * tile.lanes) for v in range(tile.vectors)]
-    shared = [factors and load_vector(builder, factors, tile.vector, p) for p in places]
-    results = []
-    for r in range(tile.rows):
-        for v, place in enumerate(places):
-            register = old[r * tile.vectors + v]
-            results.append(step(builder, register, load(r, place), shared[v]))
-    return results
+@dataclass(frozen=True)
+class _Stepper:
+    """One step of a reduction; `factors` points to the row that all rows share, or is None."""
+
+    builder: Any
+    tile: Tile
+    step: Step
+    factors: Any
+
+    def shared(self) -> list[Any]:
+        return [
+            self.factors and load_vector(self.builder, self.factors, self.tile.vector, place)
+            for place in self.places
+        ]
+
+    @property
+    def places(self) -> list[Any]:
+        return [word(v * self.tile.lanes) for v in range(self.tile.vectors)]
+
+    def row(self, pointer: Any, old: Sequence[Any], shared: Sequence[Any]) -> list[Any]:
+        """The registers of one row after the step."""
+        results = []
+        for place, register, factor in zip(self.places, old, shared, strict=True):
+            element = load_vector(self.builder, pointer, self.tile.vector, place)
+            results.append(self.step(self.builder, register, element, factor))
+        return results
+
+    def row_if(
+        self, condition: Any, pointer: Any, old: Sequence[Any], shared: Sequence[Any]
+    ) -> list[Any]:
+        """The same where the condition holds, else the old registers.
+
+        With a branch: loads under a mask would all be hoisted to the front, and spill.
+        """
+        b = self.builder
+        before, inside, after = b.block, b.append_basic_block("row"), b.append_basic_block("next")
+        b.cbranch(condition, inside, after)
+        b.position_at_end(inside)
+        new = self.row(pointer, old, shared)
+        b.branch(after)
+        b.position_at_end(after)
+        return merge(b, [(old, before), (new, inside)])
+
+    def rows(self, pointers: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+        """All registers after the step."""
+        shared, results = self.shared(), []
+        for pointer, registers in zip(pointers, self.by_row(old), strict=True):
+            results += self.row(pointer, registers, shared)
+        return results
+
+    def by_row(self, registers: Sequence[Any]) -> list[Sequence[Any]]:
+        n = self.tile.vectors
+        return [registers[k : k + n] for k in range(0, len(registers), n)]
+
+    def rows_inside(self, window: Window, old: Sequence[Any]) -> list[Any]:
+        """All registers after a step of the rows that are inside of the window."""
+        shared, results = self.shared(), []
+        for r, registers in enumerate(self.by_row(old)):
+            column = window.column(r)
+            pointer, there = window.pointer(column), window.is_inside(column)
+            results += self.row_if(there, pointer, registers, shared)
+        return results
 
 
 def _plain(step: Step, factored: bool) -> Any:
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         tile, x, row_stride, *factors = values
         kind = signature.args[0]
-        w = factors[0] if factors else None
-
-        def load(r: int, place: Any) -> Any:
-            row = builder.gep(x, [builder.mul(row_stride, word(r))])
-            return load_vector(builder, row, kind.vector, place)
-
-        return pack(builder, _stepped(builder, kind, step, load, w, unpack(builder, tile)))
+        stepper = _Stepper(builder, kind, step, factors[0] if factors else None)
+        rows = [builder.gep(x, [builder.mul(row_stride, word(r))]) for r in range(kind.rows)]
+        return pack(builder, stepper.rows(rows, unpack(builder, tile)))
 
     i64 = types.int64
     if factored:
@@ -102,29 +146,18 @@ def _plain(step: Step, factored: bool) -> Any:
     return alone
 
 
-def _windowed(step: Step, neutral: float, factored: bool) -> Any:
+def _windowed(step: Step, factored: bool) -> Any:
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         tile, x, inside, first, along, columns, stride, *factors = values
         kind = signature.args[0]
         window = Window(builder, kind, x, first, along, columns, stride)
-        w = factors[0] if factors else None
-
-        nothing = splat(builder, ir.Constant(kind.vector.element, neutral), kind.vector)
+        stepper = _Stepper(builder, kind, step, factors[0] if factors else None)
 
         def plain(old: Sequence[Any]) -> list[Any]:
-            rows = window.pointers()
-            return _stepped(
-                builder, kind, step, lambda r, p: load_vector(builder, rows[r], kind.vector, p), w, old
-            )
+            return stepper.rows(window.pointers(), old)
 
         def edge(old: Sequence[Any]) -> list[Any]:
-            rows = [window.column(r) for r in range(kind.rows)]
-
-            def load(r: int, place: Any) -> Any:
-                row, there = window.pointer(rows[r]), window.is_inside(rows[r])
-                return load_vector_if(builder, there, row, place, nothing)
-
-            return _stepped(builder, kind, step, load, w, old)
+            return stepper.rows_inside(window, old)
 
         return pack(builder, window.emit(inside, unpack(builder, tile), plain, edge))
 
@@ -168,7 +201,7 @@ add_product_columns = _plain(_product, factored=True)
 add_columns = _plain(_sum, factored=False)
 maximum_columns = _plain(_greatest, factored=False)
 minimum_columns = _plain(_least, factored=False)
-add_product_columns_window = _windowed(_product, 0.0, factored=True)
-add_columns_window = _windowed(_sum, 0.0, factored=False)
-maximum_columns_window = _windowed(_greatest, -math.inf, factored=False)
-minimum_columns_window = _windowed(_least, math.inf, factored=False)
+add_product_columns_window = _windowed(_product, factored=True)
+add_columns_window = _windowed(_sum, factored=False)
+maximum_columns_window = _windowed(_greatest, factored=False)
+minimum_columns_window = _windowed(_least, factored=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tilewright_kernels.cpu.values import I8, I32, I64, call_intrinsic, suffix
+from tilewright_kernels.cpu.values import I8, I32, I64, call_intrinsic
 
 
 def word(value: int) -> Any:
@@ -18,15 +18,6 @@ def load_vector(builder: Any, pointer: Any, vector: Any, index: Any) -> Any:
     """The vector that starts at element `index`; any alignment of whole elements."""
     place = builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
     return builder.load(place, align=_element_bytes(vector))
-
-
-def load_vector_if(builder: Any, condition: Any, pointer: Any, index: Any, otherwise: Any) -> Any:
-    """As `load_vector` where the condition holds; else `otherwise`, and nothing is read."""
-    vector = otherwise.type
-    place = builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
-    mask = splat(builder, condition, ir.VectorType(ir.IntType(1), vector.count))
-    operands = [place, I32(_element_bytes(vector)), mask, otherwise]
-    return call_intrinsic(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector, operands)
 
 
 def store_vector(builder: Any, value: Any, pointer: Any, index: Any) -> None:

@@ -82,11 +82,11 @@ class Window:
             results.append((step(old), b.block))
             b.branch(end)
         b.position_at_end(end)
-        return _merge(b, results)
+        return merge(b, results)
 
 
-def _merge(builder: Any, results: Sequence[tuple[Sequence[Any], Any]]) -> list[Any]:
-    """The registers that came from whichever block was left last."""
+def merge(builder: Any, results: Sequence[tuple[Sequence[Any], Any]]) -> list[Any]:
+    """The registers that came from whichever block was left last, where all of them meet."""
     merged = [builder.phi(register.type) for register in results[0][0]]
     for registers, block in results:
         for phi, register in zip(merged, registers, strict=True):

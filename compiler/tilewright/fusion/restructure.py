@@ -1,0 +1,190 @@
+"""Convolutions in the form that register tiles compute best.
+
+Each strategy takes a convolution to an equal tensor expression, or declines. What they leave alone
+is computed over its window directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tilewright.fusion.convolution import Convolution, find_convolution
+from tilewright.fusion.inline import channels_last_strides, topological
+from tilewright.fusion.pack import PackedWeights
+from tilewright.loops.ir import Expr, Load, Node, rewrite
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.common import minimum, select
+from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
+
+MIN_REUSE = 32  # products per element of the image for which a copy of it pays
+FEW_OUTPUTS = 4  # fewer channels of results than this do not make the columns of a tile
+
+
+@dataclass(frozen=True)
+class Means:
+    """What strategies go by: vector length by bits of an element, and where constants are kept."""
+
+    lanes: Mapping[int, int]
+    weights: PackedWeights
+
+    def lanes_of(self, c: Convolution) -> int:
+        return self.lanes[c.result.dtype.bits]
+
+    def stored(self, t: Compute) -> Tensor:
+        """A map of constants as a constant itself; anything else as it is."""
+        if not all(isinstance(s, Constant) for s in sources(t)):
+            return t
+        return constant(self.weights.get(t), t.dtype)
+
+
+Strategy = Callable[[Convolution, Means], Tensor | None]
+
+
+def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
+    """Equal outputs, with convolutions in the form that suits them."""
+    done: dict[str, Tensor] = {}
+    for t in topological(outputs):
+        renewed = _renewed(t, done)
+        c = find_convolution(renewed)
+        chosen = c and _choose(c, means)
+        done[t.name] = chosen or renewed
+    return [done[t.name] for t in outputs]
+
+
+def _renewed(t: Tensor, done: Mapping[str, Tensor]) -> Tensor:
+    """t reading what its sources have become."""
+
+    def rule(n: Node) -> Node | None:
+        if isinstance(n, Load) and done.get(n.buffer.name, n.buffer) is not n.buffer:
+            return Load(done[n.buffer.name], n.index)
+        return None
+
+    if not isinstance(t, Compute):
+        return t
+    body: Expr = rewrite(t.body, rule)  # type: ignore[assignment]
+    return t if body is t.body else replace(t, body=body)
+
+
+def _choose(c: Convolution, means: Means) -> Tensor | None:
+    for strategy in STRATEGIES:
+        made = strategy(c, means)
+        if made is not None:
+            return _named(made, c.result)
+    return None
+
+
+def _named(made: Tensor, old: Compute) -> Tensor:
+    """The new form under the old name, where that is a Compute."""
+    if not isinstance(made, Compute):
+        return made
+    return replace(made, op=old.op, node=old.node)
+
+
+def split_groups(c: Convolution, means: Means) -> Tensor | None:
+    """Groups of several channels each, as an axis of their own, so that every group is a
+    contraction."""
+    if c.groups == 1 or c.inputs == 1:
+        return None
+    share, rank = c.outputs // c.groups, len(c.dims)
+
+    def element(n: Expr, g: Expr, o: Expr, *axes: Expr) -> Expr:
+        out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
+        positions = [d.at(a, b) for d, a, b in zip(c.dims, out, k, strict=True)]
+        value = c.pixel_or_zero(n, g * c.inputs + i, positions)
+        return value * c.weight(g * share + o, i, *k)
+
+    out = [d.out for d in c.dims]
+    over = [c.inputs, *(d.kernel for d in c.dims)]
+    grouped = compute((c.batch, c.groups, share, *out), element, reduce=ScalarOp.ADD, over=over)
+    last = channels_last_strides(c.result.shape)
+    strides = (last[0], share * last[1], *last[1:])
+    stored = replace(grouped, strides=strides, op=c.result.op, node=c.result.node)
+    return compute(
+        c.result.shape,
+        lambda n, o, *out: stored[(n, o // share, o % share, *out)],
+        channels_last=True,
+    )
+
+
+def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
+    """Few channels of results: the sum over vectors of the image first, over a vector last.
+
+    The pixels of one line and their channels are one run of memory, which the window's line is a
+    part of; the last vector of a run overlaps the one before it, with weights of zero.
+    """
+    line, lanes = c.dims[-1], means.lanes_of(c)
+    run = line.kernel * c.inputs
+    if c.groups > 1 or c.outputs >= FEW_OUTPUTS or run < lanes or line.dilation > 1:
+        return None
+    if c.taps * c.inputs < MIN_REUSE:
+        return None
+    image, rank = _lines(c), len(c.dims)
+    blocks = -(-run // lanes)
+
+    def place(block: Expr, lane: Expr) -> tuple[Expr, Expr]:
+        """Where in the run a lane is, and whether it is the first to be there."""
+        if run % lanes == 0:
+            return block * lanes + lane, block >= 0
+        at = minimum(block * lanes, run - lanes) + lane
+        return at, at >= block * lanes
+
+    def partial(n: Expr, o: Expr, *axes: Expr) -> Expr:
+        out, lane, k, block = axes[:rank], axes[rank], axes[rank + 1 : -1], axes[-1]
+        at, _ = place(block, lane)
+        lines = [
+            a * d.stride + b * d.dilation for d, a, b in zip(c.dims[:-1], out[:-1], k, strict=True)
+        ]
+        return image[(n, *lines, out[-1] * (line.stride * c.inputs) + at)] * weights[
+            (o, *k, block, lane)
+        ]
+
+    def weight(o: Expr, *axes: Expr) -> Expr:
+        k, (block, lane) = axes[:-2], axes[-2:]
+        at, first = place(block, lane)
+        value = c.weight(o, at % c.inputs, *k, at // c.inputs)
+        return value if run % lanes == 0 else select(first, value, 0)
+
+    outer = [d.kernel for d in c.dims[:-1]]
+    weights = means.stored(compute((c.outputs, *outer, blocks, lanes), weight))
+    shape = (c.batch, c.outputs, *(d.out for d in c.dims))
+    sums = compute((*shape, lanes), partial, reduce=ScalarOp.ADD, over=[*outer, blocks])
+    sums = replace(sums, op=c.result.op, node=c.result.node)
+    return compute(
+        shape, lambda *axes: sums[axes], reduce=ScalarOp.ADD, over=[lanes], channels_last=True
+    )
+
+
+def _lines(c: Convolution) -> Tensor:
+    """The padded image as [batch, spatial..., last spatial * channels]."""
+    extents = [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
+
+    def element(n: Expr, *axes: Expr) -> Expr:
+        positions = [p - d.before for p, d in zip((*axes[:-1], axes[-1] // c.inputs), c.dims, strict=True)]
+        return c.pixel_or_zero(n, axes[-1] % c.inputs, positions)
+
+    return compute((c.batch, *extents[:-1], extents[-1] * c.inputs), element)
+
+
+def widen_lines(c: Convolution, means: Means) -> Tensor | None:
+    """Few channels of the image: a padded copy, in which a line of the window is one run."""
+    line = c.dims[-1]
+    if c.groups > 1 or c.inputs >= means.lanes_of(c) or line.kernel == 1 or line.dilation > 1:
+        return None
+    if c.outputs * c.taps < MIN_REUSE or c.outputs < FEW_OUTPUTS:
+        return None
+    image, rank = _lines(c), len(c.dims)
+
+    def element(n: Expr, o: Expr, *axes: Expr) -> Expr:
+        out, k, at = axes[:rank], axes[rank:-1], axes[-1]
+        lines = [
+            a * d.stride + b * d.dilation for d, a, b in zip(c.dims[:-1], out[:-1], k, strict=True)
+        ]
+        pixel = image[(n, *lines, out[-1] * (line.stride * c.inputs) + at)]
+        return pixel * c.weight(o, at % c.inputs, *k, at // c.inputs)
+
+    over = [*(d.kernel for d in c.dims[:-1]), line.kernel * c.inputs]
+    return compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
+
+
+STRATEGIES: tuple[Strategy, ...] = (split_groups, gather_few_outputs, widen_lines)
