@@ -221,9 +221,9 @@ class Tensorize:
         ]
         if len(found) != 1:
             raise ScheduleError(f"{self}: {len(found)} blocked reductions with these axes")
-        old = found[0]
-        assert isinstance(old.body, Sequence)
-        start, steps, *rest = old.body.stmts
+        old, body = found[0], _inside_allocs(found[0])
+        assert isinstance(body, Sequence)
+        start, steps, *rest = body.stmts
         ranges, width = axis_ranges(kernel.body), old.buffer.shape[-1]
         form = tile_form(steps, self.rows, self.columns, ranges, width)
         if form is None:
@@ -237,15 +237,14 @@ class Tensorize:
             tuple(_depth(steps, self._own)),
             Sequence((start, steps)),
         )
-        new = replace(old, body=Sequence((tile, *rest)))
-        return _replaced(kernel, old, new)
+        return _replaced(kernel, body, Sequence((tile, *rest)))
 
     @property
     def _own(self) -> frozenset[str]:
         return frozenset((self.rows, self.columns))
 
     def _matches(self, n: Alloc) -> bool:
-        body = n.body
+        body = _inside_allocs(n)
         if (
             not isinstance(body, Sequence)
             or len(body.stmts) < 2
@@ -298,6 +297,12 @@ def _unused(kernel: Kernel, name: str) -> str:
     while find_loop(kernel, name) is not None:
         name += "i"
     return name
+
+
+def _inside_allocs(s: Stmt) -> Stmt:
+    while isinstance(s, Alloc):
+        s = s.body
+    return s
 
 
 def _leaf(s: Stmt) -> Stmt:
