@@ -18,7 +18,7 @@ from onnx import ModelProto
 
 from tilewright import ops
 from tilewright.errors import UnsupportedError
-from tilewright.fusion.pack import PackedWeights
+from tilewright.fusion.weights import PackedWeights
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.rules import simplify

@@ -98,8 +98,7 @@ class _Emitter:
         ]
         first = len(self.kernel.params) + 1
         head += [
-            f"    n{k} = {self.use('integer')}(args, {first + k})"
-            for k in range(len(self.numbers))
+            f"    n{k} = {self.use('integer')}(args, {first + k})" for k in range(len(self.numbers))
         ]
         if self.iterations is not None:
             head.append(f"    chunk = {self.use('integer')}(args, {first + len(self.numbers)})")
@@ -279,10 +278,12 @@ class _Emitter:
 
     def _place(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[str, str]:
         """The pointer and the offset of an element, as text."""
-        form = offset(b, index, self.ranges)
-        if b.space is Space.LOCAL:
-            return self.locals[b.name], self.linear(form, None)
-        return b.name, self.linear(form, b.name)
+        name, owner = self.memory(b)
+        return name, self.linear(offset(b, index, self.ranges), owner)
+
+    def memory(self, b: Buffer) -> tuple[str, str | None]:
+        """A buffer's name, and the owner of lifted offsets into it: local ones have none."""
+        return (self.locals[b.name], None) if b.space is Space.LOCAL else (b.name, b.name)
 
     def linear(self, form: Linear, owner: str | None) -> str:
         """A linear form; its coefficients are literals without an owner, lifted numbers with
@@ -344,9 +345,7 @@ class _Emitter:
         if op in INFIX and not (narrow and op in INTEGER_FUNCTIONS):
             text = f"({args[0]} {INFIX[op]} {args[1]})"
             return (
-                f"{self.use('to_' + SUFFIX[dtype])}{text}"
-                if narrow and op.rule == "same"
-                else text
+                f"{self.use('to_' + SUFFIX[dtype])}{text}" if narrow and op.rule == "same" else text
             )
         match op:
             case ScalarOp.DIV:

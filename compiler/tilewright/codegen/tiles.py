@@ -7,9 +7,8 @@ from typing import Protocol
 
 from tilewright.codegen.spelling import ACCUMULATE, ADD_PRODUCT, FLOAT_FUNCTIONS, SUFFIX
 from tilewright.loops.affine import Linear, Range
-from tilewright.loops.ir import Block, Const, Expr, For, Load, Stmt, Store, Tile
+from tilewright.loops.ir import Block, Buffer, Const, Expr, For, Load, Stmt, Store, Tile
 from tilewright.loops.microtile import ColumnTile, Microtile, tile_form
-from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.window import GuardedRows
 from tilewright_kernels.cpu.machine import machine
 
@@ -22,6 +21,7 @@ class Printer(Protocol):
     def axis(self, axis: str) -> str: ...
     def extent(self, s: For, extent: Expr) -> str: ...
     def linear(self, form: Linear, owner: str | None) -> str: ...
+    def memory(self, b: Buffer) -> tuple[str, str | None]: ...
     def number(self, value: int, *key: str) -> str: ...
 
 
@@ -46,7 +46,10 @@ def print_tile(
     else:
         lines = _column_step(printer, form, name)
     for n in reversed(form.loops):
-        lines = [f"for {printer.axis(n.axis)} in range({printer.extent(n, n.extent)}):", *indent(lines)]
+        lines = [
+            f"for {printer.axis(n.axis)} in range({printer.extent(n, n.extent)}):",
+            *indent(lines),
+        ]
     return [f"{name} = {start}", *lines, f"{printer.use('store')}({name}, {target}, {width})"]
 
 
@@ -59,8 +62,10 @@ def _initial(printer: Printer, s: Stmt) -> str:
 
 def _product_step(printer: Printer, form: Microtile, name: str) -> list[str]:
     depth = printer.extent(form.inner, form.inner.extent) if form.inner else "1"
-    rest = f"{form.depth_stride}, {_base(printer, form.b, form.base_b)}, {depth}"
-    return _step(printer, form, name, "matmul", rest)
+    rest = f"{form.depth_stride}, {_base(printer, form.b, form.base_b)}"
+    if form.b_stride is None:
+        return _step(printer, form, name, "matmul", f"{rest}, {depth}")
+    return _step(printer, form, name, "matmul_rows", f"{rest}, {form.b_stride}, {depth}")
 
 
 def _column_step(printer: Printer, form: ColumnTile, name: str) -> list[str]:
@@ -95,8 +100,8 @@ def _columns(printer: Printer, placed: GuardedRows) -> str:
 
 
 def _base(printer: Printer, operand: Load, base: Linear) -> str:
-    name = operand.buffer.name
-    return f"{printer.use('offset')}({name}, {printer.linear(base, name)})"
+    name, owner = printer.memory(operand.buffer)
+    return f"{printer.use('offset')}({name}, {printer.linear(base, owner)})"
 
 
 def indent(lines: list[str]) -> list[str]:

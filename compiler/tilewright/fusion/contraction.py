@@ -156,3 +156,11 @@ def _depth_order(t: Compute, a: Operand) -> tuple[str, ...] | None:
         return None
     inner.sort(key=lambda x: -abs(form.coefficient(x)))
     return (*[x for x in names if x in guarded], *inner)
+
+
+def ranges_of(t: Compute) -> dict[str, tuple[float, float]]:
+    """The range of every axis of a compute."""
+    extents = list(zip(t.axes, t.shape, strict=True)) + list(
+        t.reduction.axes if t.reduction else ()
+    )
+    return {a: (0.0, float(n) - 1) for a, n in extents}

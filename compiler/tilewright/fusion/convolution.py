@@ -18,20 +18,20 @@ from tilewright.loops.ir import (
     Node,
     Select,
     Var,
-    dtype_of,
     rewrite,
+    walk,
 )
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.window import conjuncts
 from tilewright.ops.common import select
-from tilewright.ops.tensor import Compute, Tensor, sources
+from tilewright.ops.tensor import Compute, Tensor
 from tilewright.ops.windows import Window, guard
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """result[n, g * share + o, out...] = sum over i, k... of image[n, g * inputs + i, at(out, k)...]
-    * weights[g * share + o, i, k...], g being one of `groups`."""
+    """result[n, g * share + o, out...] is the sum over i, k... of image[n, g * inputs + i,
+    at(out, k)...] * weights[g * share + o, i, k...], g being one of `groups`."""
 
     result: Compute
     image: Tensor
@@ -58,10 +58,27 @@ class Convolution:
         """An element of the image, in the type of the sum."""
         return _at(self.image_factor, index)
 
-    def pixel_or_zero(self, n: Expr, c: Expr, positions: Sequence[Expr]) -> Expr:
-        """The same, where positions may lie outside."""
-        value, condition = self.pixel(n, c, *positions), guard(self.dims, positions)
+    def pixel_or_zero(
+        self, n: Expr, c: Expr, positions: Sequence[Expr], dims: Sequence[Window] = ()
+    ) -> Expr:
+        """The same, where positions may lie outside; `dims` if they reach further than the
+        window."""
+        value, condition = self.pixel(n, c, *positions), guard(dims or self.dims, positions)
         return value if condition is None else select(condition, value, 0)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the sums are of whole numbers and must stay that."""
+        return self.result.exact
+
+    @property
+    def weight_sources(self) -> list[Tensor]:
+        """The constants or computed tensors that the weights are."""
+        return [
+            n.buffer
+            for n in walk(self.weight_factor)
+            if isinstance(n, Load) and isinstance(n.buffer, Tensor)
+        ]
 
     def weight(self, *index: Expr) -> Expr:
         """A weight, in the type of the sum."""
@@ -118,9 +135,7 @@ def _load(e: Expr) -> Load | None:
 
 
 def _is_var(index: Sequence[Expr], names: Sequence[str]) -> bool:
-    return len(index) == len(names) and all(
-        i == Var(n) for i, n in zip(index, names, strict=True)
-    )
+    return len(index) == len(names) and all(i == Var(n) for i, n in zip(index, names, strict=True))
 
 
 def _groups(t: Compute, channel: Expr, inner: str, inputs: int) -> tuple[int, int] | None:

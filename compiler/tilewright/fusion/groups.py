@@ -14,6 +14,7 @@ import numpy as np
 
 from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.inline import Program, label, reads_in_place
+from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.ir import Load, Var, walk
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
@@ -30,6 +31,12 @@ class Group:
     rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
     contraction: Contraction | None = None
     nest: Nest | None = None
+
+    @property
+    def winograd(self) -> WinogradCompute | None:
+        """The Winograd convolution that it computes, if it is one."""
+        first = self.members[0] if self.members else None
+        return first if isinstance(first, WinogradCompute) else None
 
     @property
     def outputs(self) -> Sequence[Tensor]:
@@ -108,9 +115,9 @@ class _Grouper:
         others = [o for s in sources(t) if (o := self.group_of.get(s.name)) and o is not g]
         if any(id(g) in self.before[id(o)] for o in others):
             return (), "another kernel would have to run between them"
-        if t.name in self.program.contractions:
+        if self.program.on_tiles(t):
             return (), "a matmul or convolution starts a kernel of its own"
-        if g.contraction is not None:
+        if not g.nest and self.program.on_tiles(g.members[0]):
             return self._may_complete(t, g)
         if not any(m.reduction for m in g.members):
             return (), "the producer has no rows to share"
@@ -166,7 +173,7 @@ class _Grouper:
 
 
 def _alone(t: Compute, contraction: Contraction | None) -> Group:
-    if contraction is not None:
+    if contraction is not None or isinstance(t, WinogradCompute):
         return Group([t], {t.name: t.axes}, contraction)
     rows = tuple(a for a, n in zip(t.axes, t.shape, strict=True) if n > 1) if t.reduction else ()
     return Group([t], {t.name: rows})

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tilewright.fusion.contraction import Contraction, find_contraction
+from tilewright.fusion.contraction import Contraction, find_contraction, ranges_of
+from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import (
     Apply,
@@ -57,13 +58,9 @@ class Program:
         default_factory=dict
     )  # nodes whose checks a tensor's body makes
 
-
-def ranges_of(t: Compute) -> dict[str, tuple[float, float]]:
-    """The range of every axis of a compute."""
-    extents = list(zip(t.axes, t.shape, strict=True)) + list(
-        t.reduction.axes if t.reduction else ()
-    )
-    return {a: (0.0, float(n) - 1) for a, n in extents}
+    def on_tiles(self, t: Tensor) -> bool:
+        """Whether t is a matmul or convolution that starts a kernel of its own."""
+        return t.name in self.contractions or isinstance(t, WinogradCompute)
 
 
 def topological(outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -129,7 +126,9 @@ class _Inliner:
         return good
 
     def _takes_math(self, consumer: Tensor, good: set[str]) -> bool:
-        if not isinstance(consumer, Compute) or find_contraction(consumer) is not None:
+        if not isinstance(consumer, Compute) or isinstance(consumer, WinogradCompute):
+            return False
+        if find_contraction(consumer) is not None:
             return False
         return not is_view(consumer) or consumer.name in good
 
@@ -160,6 +159,8 @@ class _Inliner:
 
     def _inline_into(self, t: Compute) -> Compute:
         self.checked[t.name] = (t.node,) if makes_checks(t.body) else ()
+        if isinstance(t, WinogradCompute):
+            return self._apply(t, set())
         contraction = find_contraction(t)
         chosen = {s.name for s in sources(t) if isinstance(self.done[s.name], Compute)}
         if contraction is not None:

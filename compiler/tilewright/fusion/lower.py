@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from tilewright.fusion.groups import Group
 from tilewright.fusion.inline import Program
+from tilewright.fusion.winograd import WinogradCompute
+from tilewright.fusion.winograd_loops import winograd_loops
 from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import (
     Accumulate,
@@ -45,9 +47,13 @@ class Lowered:
     group: Group
 
 
-def lower(group: Group, program: Program) -> Lowered:
-    """The loop nest of a group."""
-    return _lower_nest(group) if group.nest is not None else _Lowering(group, program).run()
+def lower(group: Group, program: Program, lanes: Mapping[int, int]) -> Lowered:
+    """The loop nest of a group. `lanes`: vector length by bits of an element."""
+    if group.nest is not None:
+        return _lower_nest(group)
+    if group.winograd is not None:
+        return _lower_winograd(group, group.winograd, lanes)
+    return _Lowering(group, program).run()
 
 
 def loop(axis: str, extent: int, body: Stmt) -> Stmt:
@@ -92,7 +98,11 @@ class _Lowering:
     def _kept(self, m: Compute) -> list[int]:
         """The dimensions of a member's local buffer: those that the rows do not walk."""
         rows = self.group.rows[m.name]
-        return [k for k, (a, n) in enumerate(zip(m.axes, m.shape, strict=True)) if a not in rows and n > 1]
+        return [
+            k
+            for k, (a, n) in enumerate(zip(m.axes, m.shape, strict=True))
+            if a not in rows and n > 1
+        ]
 
     def _row_axes(self) -> list[tuple[str, int]]:
         """Names and extents of the row loops, in the order in which the main result lies in
@@ -203,6 +213,25 @@ def _canonical(n: object, ranges: dict[str, tuple[float, float]]) -> Stmt | None
         value = simplify_loads(n.value, ranges)
         return n if value is n.value else replace(n, value=value)
     return None
+
+
+def _lower_winograd(group: Group, t: WinogradCompute, lanes: Mapping[int, int]) -> Lowered:
+    stored = group.members[-1]
+
+    def finish_one(value: Expr, *index: Expr) -> Stmt:
+        def rule(n: object) -> Expr | None:
+            return value if isinstance(n, Load) and n.buffer.name == t.name else None
+
+        if stored is t:
+            return Store(t, index, value)
+        body = substitute(stored.body, dict(zip(stored.axes, index, strict=True)))
+        return Store(stored, index, rewrite(body, rule))  # type: ignore[arg-type]
+
+    height, width = t.shape[2:]
+    body = winograd_loops(t.placed, t.shape[0], (height, width), finish_one, lanes[t.dtype.bits])
+    ranges = axis_ranges(body)
+    body = rewrite(body, lambda n: _canonical(n, ranges))  # type: ignore[assignment]
+    return finish(body, [stored], group)
 
 
 def _lower_nest(group: Group) -> Lowered:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.inline import channels_last_strides, topological
-from tilewright.fusion.pack import PackedWeights
+from tilewright.fusion.weights import PackedWeights
+from tilewright.fusion.winograd import POINTS, TAPS, direct_cost, winograd, winograd_cost
 from tilewright.loops.ir import Expr, Load, Node, rewrite
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
@@ -135,9 +137,10 @@ def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
         lines = [
             a * d.stride + b * d.dilation for d, a, b in zip(c.dims[:-1], out[:-1], k, strict=True)
         ]
-        return image[(n, *lines, out[-1] * (line.stride * c.inputs) + at)] * weights[
-            (o, *k, block, lane)
-        ]
+        return (
+            image[(n, *lines, out[-1] * (line.stride * c.inputs) + at)]
+            * weights[(o, *k, block, lane)]
+        )
 
     def weight(o: Expr, *axes: Expr) -> Expr:
         k, (block, lane) = axes[:-2], axes[-2:]
@@ -155,13 +158,17 @@ def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
     )
 
 
-def _lines(c: Convolution) -> Tensor:
-    """The padded image as [batch, spatial..., last spatial * channels]."""
-    extents = [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
+def _lines(c: Convolution, extents: Sequence[int] = ()) -> Tensor:
+    """The padded image as [batch, spatial..., last spatial * channels], of these extents or as
+    large as the windows reach."""
+    extents = extents or [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
 
     def element(n: Expr, *axes: Expr) -> Expr:
-        positions = [p - d.before for p, d in zip((*axes[:-1], axes[-1] // c.inputs), c.dims, strict=True)]
-        return c.pixel_or_zero(n, axes[-1] % c.inputs, positions)
+        positions = [
+            p - d.before for p, d in zip((*axes[:-1], axes[-1] // c.inputs), c.dims, strict=True)
+        ]
+        reach = [replace(d, out=n - d.kernel + 1) for d, n in zip(c.dims, extents, strict=True)]
+        return c.pixel_or_zero(n, axes[-1] % c.inputs, positions, reach)
 
     return compute((c.batch, *extents[:-1], extents[-1] * c.inputs), element)
 
@@ -187,4 +194,26 @@ def widen_lines(c: Convolution, means: Means) -> Tensor | None:
     return compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
 
 
-STRATEGIES: tuple[Strategy, ...] = (split_groups, gather_few_outputs, widen_lines)
+def filter_minimally(c: Convolution, means: Means) -> Tensor | None:
+    """Winograd's algorithm, where its sums and its larger weights cost less than what it saves."""
+    lanes = means.lanes_of(c)
+    if not _is_plain_3x3(c) or c.inputs < lanes or c.outputs < lanes:
+        return None
+    width = 2 * lanes if c.outputs > lanes else lanes
+    costs = {m: winograd_cost(c, m, width) for m in POINTS}
+    best = min(costs, key=lambda m: costs[m])
+    if costs[best] >= direct_cost(c, width):
+        return None
+    tall, wide = (-(-d.out // best) * best + TAPS - 1 for d in c.dims)
+    return winograd(c, _lines(c, (tall, wide)), best, width, means.weights)
+
+
+def _is_plain_3x3(c: Convolution) -> bool:
+    plain = all(d.kernel == TAPS and d.stride == d.dilation == 1 for d in c.dims)
+    if not plain or len(c.dims) != 2 or c.groups > 1 or c.exact:
+        return False
+    constant_weights = all(isinstance(s, Constant) for s in c.weight_sources)
+    return constant_weights and c.result.dtype is DType.F32
+
+
+STRATEGIES: tuple[Strategy, ...] = (split_groups, gather_few_outputs, widen_lines, filter_minimally)

@@ -26,6 +26,7 @@ class Microtile:
     base_b: Linear
     row_stride: int
     depth_stride: int
+    b_stride: int | None  # between the rows of b; None where it is packed
     loops: tuple[For, ...]  # outer depth loops
     inner: For | None  # the depth loop of the micro-kernel
 
@@ -44,6 +45,11 @@ class ColumnTile:
     base_b: Linear | None
     row_stride: int
     loops: tuple[For, ...]
+
+
+def reads_columns(form: Microtile | ColumnTile) -> bool:
+    """Whether operands are read as wide as the tile is: no column of it may be missing."""
+    return isinstance(form, ColumnTile) or form.b_stride is not None
 
 
 def tile_form(
@@ -91,10 +97,11 @@ def _microtile(
         or any(columns in variables(g) for g in guards)
     ):
         return None
-    if bt.coefficient(columns) != 1 or (inner and bt.coefficient(k) != width):
+    if bt.coefficient(columns) != 1:
         return None
     placed = guarded_rows(guards, at, at.without(rows).without(k), rows, ranges)
-    if placed is None:
+    packed = not inner or bt.coefficient(k) == width
+    if placed is None or (placed.window and not packed):
         return None
     return Microtile(
         a,
@@ -103,6 +110,7 @@ def _microtile(
         bt.without(columns).without(k),
         at.coefficient(rows),
         at.coefficient(k),
+        None if packed else bt.coefficient(k),
         tuple(depth[:-1] if inner else depth),
         inner,
     )

@@ -9,7 +9,7 @@ ONNX asks for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Unpack
 
@@ -223,7 +223,7 @@ def _exact_conv(
 ) -> Compute:
     dtype = _exact_type(x, w, tuple(range(1, w.x.rank)), bias)
     image, weights = (widened(q.x, q.zero_point, q.axis, dtype) for q in (x, w))
-    return convolve(image, weights, dims, group)
+    return replace(convolve(image, weights, dims, group), exact=True)
 
 
 def _exact_type(a: Quantised, b: Quantised, axes: tuple[int, ...], bias: Tensor | None) -> DType:

@@ -85,6 +85,7 @@ class Compute(Tensor):
     body: Expr = field(default_factory=lambda: index_const(0))
     reduction: Reduction | None = None
     channels_last: bool = False
+    exact: bool = False  # a sum of whole numbers, which no rearrangement may round
     op: str = ""  # the operators it computes, for names and explanations
     node: str = ""  # the node it came from, for messages
 

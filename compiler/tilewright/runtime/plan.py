@@ -22,8 +22,9 @@ from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
+from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import Means, restructure
-from tilewright.fusion.pack import PackedWeights, aligned, pack_operands
+from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.ir import (
     Accumulate,
     Const,
@@ -103,7 +104,11 @@ class Plan:
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
         program = pack_operands(program, tile_limits().lanes, weights)
         self.decisions = program.decisions
-        lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
+        lowered = [
+            lower(g, program, tile_limits().lanes)
+            for g in form_groups(program)
+            if _has_work(g.outputs)
+        ]
         scheduled, emitted = _generate(lowered)
         addresses = cache.load([e.text for e in emitted])
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]

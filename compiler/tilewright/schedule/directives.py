@@ -40,7 +40,7 @@ from tilewright.loops.ir import (
     Block as Sequence,
 )
 from tilewright.loops.locate import accesses, axis_ranges, find_loop, offset
-from tilewright.loops.microtile import ColumnTile, tile_form
+from tilewright.loops.microtile import reads_columns, tile_form
 from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.loops.verify import colliding_writes, shared_writes, verify
 
@@ -228,7 +228,7 @@ class Tensorize:
         form = tile_form(steps, self.rows, self.columns, ranges, width)
         if form is None:
             raise ScheduleError(f"{self}: the operands are not stepped through evenly")
-        if isinstance(form, ColumnTile) and not self._is_whole(steps, width):
+        if reads_columns(form) and not self._is_whole(steps, width):
             raise ScheduleError(f"{self}: the last block of columns is not whole")
         tile = Tile(
             old.buffer,

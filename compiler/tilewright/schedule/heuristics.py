@@ -41,7 +41,7 @@ class TileLimits:
 
 def choose_schedule(lowered: Lowered, limits: TileLimits) -> Kernel:
     """The kernel with a schedule that suits its kind."""
-    if lowered.group.nest is not None:
+    if lowered.group.nest is not None or lowered.group.winograd is not None:
         return lowered.kernel
     builder = _Builder(lowered.kernel)
     if lowered.group.contraction is not None:

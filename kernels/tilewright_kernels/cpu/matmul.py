@@ -25,18 +25,23 @@ Hook = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Product:
-    """One product's operands: where A's rows start, its stride along k, B's panel, and k."""
+    """One product's operands: where A's rows start, its stride along k, B, and k.
+
+    The rows of B are `b_stride` elements apart; packed ones, without it, as many as the tile is
+    wide.
+    """
 
     tile: Tile
     rows: Sequence[Any]
     k_stride: Any
     panel: Any
     k: Any
+    b_stride: Any = None
 
     def step(self, builder: Any, k: Any, registers: Sequence[Any]) -> list[Any]:
         """One k: every row's element of A, broadcast, times the panel's row."""
         tile = self.tile
-        first = builder.mul(k, word(tile.width))
+        first = builder.mul(k, word(tile.width) if self.b_stride is None else self.b_stride)
         indices = [builder.add(first, word(v * tile.lanes)) for v in range(tile.vectors)]
         columns = [load_vector(builder, self.panel, tile.vector, i) for i in indices]
         along = builder.mul(k, self.k_stride)
@@ -95,6 +100,29 @@ def matmul(typing: Any, acc: Any, a: Any, row_stride: Any, k_stride: Any, b: Any
 
     i64 = types.int64
     return acc(acc, a, i64, i64, b, i64), emit
+
+
+@intrinsic
+def matmul_rows(
+    typing: Any,
+    acc: Any,
+    a: Any,
+    row_stride: Any,
+    k_stride: Any,
+    b: Any,
+    b_stride: Any,
+    k: Any,
+) -> Any:
+    """As `matmul`, B not being packed: its rows are `b_stride` elements apart."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        tile, left, stride, step, right, apart, count = values
+        rows = _row_pointers(builder, left, stride, acc.rows)
+        product = Product(acc, rows, step, right, count, apart)
+        return pack(builder, product.emit(builder, unpack(builder, tile)))
+
+    i64 = types.int64
+    return acc(acc, a, i64, i64, b, i64, i64), emit
 
 
 @intrinsic

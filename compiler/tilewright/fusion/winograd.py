@@ -1,0 +1,157 @@
+"""Convolutions 3x3 by Winograd's minimal filtering, F(m x m, 3 x 3): fewer multiplications for
+sums.
+
+In one dimension m results need m + 2 products: y = A' [(G g) * (B' d)] (S. Winograd, Arithmetic
+Complexity of Computations, 1980; A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural
+Networks, 2016). The points +-1/sqrt 2, +-sqrt 2 lose two bits less than the usual +-1, +-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+
+from tilewright.dtypes import DType
+from tilewright.fusion.convolution import Convolution
+from tilewright.fusion.weights import PackedWeights, aligned
+from tilewright.loops.ir import Expr
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.evaluate import evaluate
+from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
+
+TAPS = 3
+POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}
+ROWS = 14  # tiles multiplied at once
+SCRATCH_BYTES = 600 << 10  # transformed tiles of one block: they should stay in the second level
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A', G and B' of F(m, 3)."""
+
+    a: np.ndarray
+    g: np.ndarray
+    b: np.ndarray
+
+
+def matrices(m: int) -> Matrices:
+    """The matrices of F(m, 3), each point's row of G and column of B' scaled to equal size."""
+    points = POINTS[m]
+
+    def vandermonde(n: int) -> np.ndarray:
+        rows = [[p**i for i in range(n)] for p in points]
+        return np.array([*rows, [0.0] * (n - 1) + [1.0]])
+
+    b, g = np.linalg.inv(vandermonde(m + 2)).T, vandermonde(TAPS)
+    scale = np.sqrt(np.abs(b).max(axis=1) / np.abs(g).max(axis=1))
+    return Matrices(vandermonde(m).T, g * scale[:, None], b / scale[:, None])
+
+
+@dataclass(frozen=True)
+class Winograd:
+    """How the tiles of a convolution lie: `rows` x `columns` of them, m x m results each."""
+
+    m: int
+    rows: int
+    columns: int
+    inputs: int
+    outputs: int
+    width: int  # channels of results in a panel of weights
+    image: Tensor  # [batch, lines, pixels * inputs], padded
+    weights: Constant  # [panel, alpha * alpha, inputs, width]
+    b: Constant
+    a: Constant
+
+    @property
+    def alpha(self) -> int:
+        return self.m + TAPS - 1
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def panels(self) -> int:
+        return self.weights.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class WinogradCompute(Compute):
+    """A convolution whose loops are those of `form`; the body says the same element by element."""
+
+    form: Winograd | None = field(default=None)
+
+    @property
+    def placed(self) -> Winograd:
+        """The form, with the image as the body reads it now."""
+        assert self.form is not None
+        name = self.form.image.name
+        return replace(self.form, image=next(s for s in sources(self) if s.name == name))
+
+
+def winograd(
+    c: Convolution, image: Tensor, m: int, width: int, kept: PackedWeights
+) -> WinogradCompute:
+    """The convolution over an image padded to whole tiles; weights and image as `Winograd` has
+    them."""
+    h, w = (-(-d.out // m) for d in c.dims)
+    tables = matrices(m)
+    b, a = constant(tables.b, DType.F32), constant(tables.a, DType.F32)
+    taps = compute((c.outputs, c.inputs, TAPS, TAPS), c.weight)
+    spread = kept.derived(taps, f"F({m}) {width}", lambda: _weights(evaluate(taps), tables, width))
+    weights = constant(spread, DType.F32)
+    form = Winograd(m, h, w, c.inputs, c.outputs, width, image, weights, b, a)
+    alpha = form.alpha
+
+    def element(n: Expr, o: Expr, y: Expr, x: Expr, *r: Expr) -> Expr:
+        p, q, i, j, ic = r
+        line, run = y // m * m + i, (x // m * m + j) * c.inputs + ic
+        pixel = b[p, i] * b[q, j] * image[n, line, run]
+        weight = weights[o // width, p * alpha + q, ic, o % width]
+        return a[y % m, p] * a[x % m, q] * (pixel * weight)
+
+    over = [alpha] * 4 + [c.inputs]
+    made = compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
+    fields = {n: getattr(made, n) for n in made.__dataclass_fields__}
+    return WinogradCompute(**fields, form=form)
+
+
+def _weights(taps: np.ndarray, tables: Matrices, width: int) -> np.ndarray:
+    """G g G' for every pair of channels, in panels, zero beyond the last channel."""
+    outputs, inputs = taps.shape[:2]
+    spread = np.einsum(
+        "pi,ocij,qj->opqc", tables.g, taps.astype(np.float64), tables.g, optimize=True
+    )
+    points, panels = tables.g.shape[0] ** 2, -(-outputs // width)
+    out = np.zeros((panels * width, points, inputs), np.float32)
+    out[:outputs] = spread.reshape(outputs, points, inputs)
+    return aligned(out.reshape(panels, width, points, inputs).transpose(0, 2, 3, 1))
+
+
+TRANSFORM = 1.5  # of the small products' cost over that of large ones
+FETCH = 2.0  # multiplications of a vector's lane in the time of a byte from the third level
+COPY = 4.0  # the same for a byte of the image that is copied
+
+
+def direct_cost(c: Convolution, width: int) -> float:
+    """Rough cost of the window computed directly, in multiplications of a vector's lane."""
+    channels = -(-c.outputs // width) * width
+    pixels = c.batch * prod(d.out for d in c.dims)
+    return pixels * c.taps * c.inputs * channels + 4 * FETCH * c.taps * c.inputs * channels
+
+
+def winograd_cost(c: Convolution, m: int, width: int) -> float:
+    """The same of F(m x m, 3 x 3): products, transforms, weights for every block, padded copy."""
+    alpha = m + TAPS - 1
+    channels = -(-c.outputs // width) * width
+    tiles = prod(-(-d.out // m) for d in c.dims)
+    fitting = max(ROWS, SCRATCH_BYTES // (4 * alpha * alpha * c.inputs))
+    blocks = -(-tiles // fitting)
+    products = tiles * alpha * alpha * c.inputs * channels
+    there = 2 * tiles * alpha**3 * c.inputs
+    back = tiles * channels * (alpha * alpha * m + alpha * m * m)
+    weights = 4 * FETCH * blocks * alpha * alpha * c.inputs * channels
+    copied = 8 * COPY * c.inputs * prod(d.extent for d in c.dims)
+    return c.batch * (products + TRANSFORM * (there + back) + weights + copied)
