@@ -26,7 +26,7 @@ from tilewright.codegen.spelling import (
     SUFFIX,
     module_of,
 )
-from tilewright.codegen.tiles import indent, print_tile
+from tilewright.codegen.tiles import Target, indent, print_copied_tile, print_tile
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, linear
 from tilewright.loops.ir import (
@@ -178,6 +178,8 @@ class _Emitter:
                 return [line for t in stmts for line in self._statement(t)]
             case Alloc(buffer=b, body=body):
                 name = self.locals.setdefault(b.name, f"a{len(self.locals)}")
+                if (copied := print_copied_tile(self, s, name, self.ranges)) is not None:
+                    return copied
                 lines = self._statement(body)
                 if b.shape:
                     kind = "u8" if b.dtype is DType.BOOL else SUFFIX[b.dtype.compute]
@@ -190,9 +192,9 @@ class _Emitter:
             case Accumulate():
                 return [self._accumulate(s)]
             case Tile():
-                return print_tile(self, s, self.ranges, self.locals[s.acc.name]) or self._statement(
-                    s.meaning
-                )
+                name = self.locals[s.acc.name]
+                target = Target(name, name, s.acc.shape[-1])
+                return print_tile(self, s, self.ranges, target) or self._statement(s.meaning)
             case _:
                 assert_never(s)
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from tilewright.codegen.spelling import ACCUMULATE, ADD_PRODUCT, FLOAT_FUNCTIONS, SUFFIX
 from tilewright.loops.affine import Linear, Range
-from tilewright.loops.ir import Block, Buffer, Const, Expr, For, Load, Stmt, Store, Tile
+from tilewright.loops.ir import (
+    Alloc,
+    Block,
+    Buffer,
+    Const,
+    Expr,
+    For,
+    Load,
+    Stmt,
+    Store,
+    Tile,
+    Var,
+    index_const,
+)
+from tilewright.loops.locate import offset
 from tilewright.loops.microtile import ColumnTile, Microtile, tile_form
 from tilewright.loops.window import GuardedRows
 from tilewright_kernels.cpu.machine import machine
@@ -25,10 +40,19 @@ class Printer(Protocol):
     def number(self, value: int, *key: str) -> str: ...
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a tile goes: a pointer and the elements between its rows, as text."""
+
+    name: str
+    pointer: str
+    row_stride: int
+
+
 def print_tile(
-    printer: Printer, s: Tile, ranges: Mapping[str, Range], target: str
+    printer: Printer, s: Tile, ranges: Mapping[str, Range], target: Target
 ) -> list[str] | None:
-    """The lines that fill `target`; None if the machine's vectors do not divide the tile's
+    """The lines that fill the target; None if the machine's vectors do not divide the tile's
     width."""
     assert isinstance(s.meaning, Block)
     width, kind = s.acc.shape[-1], SUFFIX[s.acc.dtype]
@@ -38,7 +62,7 @@ def print_tile(
     form = tile_form(s.meaning.stmts[1], s.rows, s.columns, ranges, width)
     assert form is not None, "checked by Tensorize"
     size = f"{s.acc.shape[0] if s.rows else 1}, {width // lanes}"
-    name = f"tile_{target}"
+    name = f"tile_{target.name}"
     start = f"{printer.use('full_' + kind)}({size}, {_initial(printer, s.meaning.stmts[0])})"
     if isinstance(form, Microtile):
         start = f"{printer.use('zeros_' + kind)}({size})"
@@ -50,7 +74,45 @@ def print_tile(
             f"for {printer.axis(n.axis)} in range({printer.extent(n, n.extent)}):",
             *indent(lines),
         ]
-    return [f"{name} = {start}", *lines, f"{printer.use('store')}({name}, {target}, {width})"]
+    store = f"{printer.use('store')}({name}, {target.pointer}, {target.row_stride})"
+    return [f"{name} = {start}", *lines, store]
+
+
+def print_copied_tile(
+    printer: Printer, s: Alloc, name: str, ranges: Mapping[str, Range]
+) -> list[str] | None:
+    """A tile whose whole result is copied somewhere, stored right there; None if that is not what
+    the statement does."""
+    match s.body:
+        case Block(stmts=(Tile() as tile, For() as done)) if tile.acc is s.buffer:
+            store = _whole_copy(tile, done)
+        case _:
+            return None
+    if store is None:
+        return None
+    at = offset(store.buffer, store.index, ranges)
+    if at.coefficient(_innermost(done)) != 1 or {tile.rows, tile.columns} & at.nonlinear_axes():
+        return None
+    base = at.without(tile.rows).without(tile.columns)
+    pointer = _base(printer, store.buffer, base)
+    return print_tile(printer, tile, ranges, Target(name, pointer, at.coefficient(tile.rows)))
+
+
+def _innermost(s: For) -> str:
+    return _innermost(s.body) if isinstance(s.body, For) else s.axis
+
+
+def _whole_copy(tile: Tile, s: Stmt) -> Store | None:
+    """The store of every element of the tile as it is, if the loops do nothing else."""
+    extents = tile.acc.shape if tile.rows else tile.acc.shape[-1:]
+    axes = (tile.rows, tile.columns) if tile.rows else (tile.columns,)
+    for axis, extent in zip(axes, extents, strict=True):
+        if not isinstance(s, For) or s.axis != axis or s.extent != index_const(extent):
+            return None
+        s = s.body
+    if not isinstance(s, Store) or s.buffer.dtype is not tile.acc.dtype:
+        return None
+    return s if s.value == Load(tile.acc, tuple(Var(a) for a in axes)) else None
 
 
 def _initial(printer: Printer, s: Stmt) -> str:
@@ -62,7 +124,7 @@ def _initial(printer: Printer, s: Stmt) -> str:
 
 def _product_step(printer: Printer, form: Microtile, name: str) -> list[str]:
     depth = printer.extent(form.inner, form.inner.extent) if form.inner else "1"
-    rest = f"{form.depth_stride}, {_base(printer, form.b, form.base_b)}"
+    rest = f"{form.depth_stride}, {_base(printer, form.b.buffer, form.base_b)}"
     if form.b_stride is None:
         return _step(printer, form, name, "matmul", f"{rest}, {depth}")
     return _step(printer, form, name, "matmul_rows", f"{rest}, {form.b_stride}, {depth}")
@@ -72,7 +134,7 @@ def _column_step(printer: Printer, form: ColumnTile, name: str) -> list[str]:
     if form.b is None or form.base_b is None:
         word = ACCUMULATE.get(form.op) or FLOAT_FUNCTIONS[form.op]
         return _step(printer, form, name, f"{word}_columns", "")
-    factors = _base(printer, form.b, form.base_b)
+    factors = _base(printer, form.b.buffer, form.base_b)
     return _step(printer, form, name, f"{ADD_PRODUCT}_columns", factors)
 
 
@@ -82,7 +144,7 @@ def _step(
     """One call; `rest` are its arguments after those that say where the rows are."""
     placed = form.rows
     inside = " & ".join(printer.expr(g) for g in placed.inside)
-    a = _base(printer, form.a, placed.base)
+    a = _base(printer, form.a.buffer, placed.base)
     if placed.window is None:
         arguments = ", ".join(filter(None, (name, a, str(form.row_stride), rest)))
         call = f"{name} = {printer.use(function)}({arguments})"
@@ -99,8 +161,8 @@ def _columns(printer: Printer, placed: GuardedRows) -> str:
     return f"{start}, {w.step}, {extent}, {w.column_stride}"
 
 
-def _base(printer: Printer, operand: Load, base: Linear) -> str:
-    name, owner = printer.memory(operand.buffer)
+def _base(printer: Printer, buffer: Buffer, base: Linear) -> str:
+    name, owner = printer.memory(buffer)
     return f"{printer.use('offset')}({name}, {printer.linear(base, owner)})"
 
 
