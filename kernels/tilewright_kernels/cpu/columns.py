@@ -19,7 +19,7 @@ from tilewright_kernels.cpu import plain
 from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic
 from tilewright_kernels.cpu.tile import Tile, pack, unpack
 from tilewright_kernels.cpu.values import Number
-from tilewright_kernels.cpu.vectors import fma, load_vector, splat, word
+from tilewright_kernels.cpu.vectors import fma, free_registers, load_vector, splat, word
 from tilewright_kernels.cpu.window import Window, merge
 
 Step = Callable[[Any, Any, Any, Any], Any]  # builder, old, element, factor or None
@@ -32,6 +32,7 @@ def _full(dtype: Any) -> Any:
         tile = Tile(dtype, rows.literal_value, vectors.literal_value)
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            free_registers(builder)
             return pack(builder, [splat(builder, values[2], tile.vector)] * tile.registers)
 
         return tile(rows, vectors, dtype), emit

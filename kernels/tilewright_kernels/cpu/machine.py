@@ -117,6 +117,12 @@ def vector_registers() -> int:
     return machine().vector_registers
 
 
+def vector_register_names() -> list[str]:
+    """As assembly names them, by their lowest part."""
+    letter = "v" if _is_arm() else "xmm"
+    return [f"{letter}{k}" for k in range(vector_registers())]
+
+
 def lanes(bits: int) -> int:
     """Elements of this width in one vector."""
     return machine().lanes(bits)

@@ -20,7 +20,7 @@ from numba.extending import models, register_model
 from tilewright_kernels.cpu import machine
 from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic
 from tilewright_kernels.cpu.values import F32, F64
-from tilewright_kernels.cpu.vectors import load_vector, store_vector, word
+from tilewright_kernels.cpu.vectors import free_registers, load_vector, store_vector, word
 
 ELEMENTS = {types.float32: F32, types.float64: F64}
 
@@ -74,6 +74,7 @@ def _zeros(dtype: Any) -> Any:
         tile = Tile(dtype, rows.literal_value, vectors.literal_value)
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            free_registers(builder)
             return ir.Constant(context.get_value_type(tile), None)
 
         return tile(rows, vectors), emit

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from tilewright_kernels.cpu import machine
 from tilewright_kernels.cpu.values import I8, I32, I64, call_intrinsic
 
 
@@ -52,6 +53,17 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once where the processor can and twice where not."""
     name = f"llvm.fmuladd.v{a.type.count}{a.type.element.intrinsic_name}"
     return call_intrinsic(builder, name, a.type, [a, b, c])
+
+
+def free_registers(builder: Any) -> None:
+    """An empty piece of assembly that claims every vector register.
+
+    What is live across it waits in memory. Without it LLVM holds the constants of the loops that
+    follow a tile in registers all along, and spills the tile instead.
+    """
+    nothing = ir.FunctionType(ir.VoidType(), [])
+    names = machine.vector_register_names()
+    builder.asm(nothing, "", ",".join(f"~{{{n}}}" for n in names), [], side_effect=True)
 
 
 def keep_loop_rolled(builder: Any) -> None:
