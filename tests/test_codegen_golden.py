@@ -113,15 +113,6 @@ ANYWHERE = {
         {"x": (6, 24)},
         {"w": (24,), "b": (24,)},
     ),
-    "inner_reduction": Case(
-        """g (float[n,k,m] x) => (float[n,m] y) {
-          axes = Constant<value_ints = [1]>()
-          s = ReduceSum<keepdims = 0>(x, axes)
-          y = Tanh(s)
-        }""",
-        {"x": (3, 20, 150)},
-        {},
-    ),
     "gather": Case(
         "g (float[n,m] x, int64[k] i) => (float[k,m] y) { y = Gather(x, i) }",
         {"x": (9, 5), "i": (4,)},
@@ -135,6 +126,31 @@ ANYWHERE = {
 }
 
 TILES = {
+    "inner_reduction": Case(
+        """g (float[n,k,m] x) => (float[n,m] y) {
+          axes = Constant<value_ints = [1]>()
+          s = ReduceSum<keepdims = 0>(x, axes)
+          y = Tanh(s)
+        }""",
+        {"x": (3, 20, 150)},
+        {},
+    ),
+    "depthwise": Case(
+        """g (float[n,3,h,w] x) => (float[n,40,h,w] z) {
+          y = Conv<pads = [1, 1, 1, 1]>(x, first)
+          z = Conv<pads = [1, 1, 1, 1], group = 40>(y, weights)
+        }""",
+        {"x": (1, 3, 9, 30)},
+        {"first": (40, 3, 3, 3), "weights": (40, 1, 3, 3)},
+    ),
+    "winograd": Case(
+        """g (float[n,64,h,w] x) => (float[n,64,h,w] y) {
+          c = Conv<pads = [1, 1, 1, 1]>(x, weights, b)
+          y = Relu(c)
+        }""",
+        {"x": (1, 64, 30, 30)},
+        {"weights": (64, 64, 3, 3), "b": (64,)},
+    ),
     "dense": Case(
         """g (float[n,40] x) => (float[n,m] y) {
           s = MatMul(x, w)

@@ -164,11 +164,11 @@ def test_window_ignores_infinities_that_it_does_not_cover() -> None:
 def test_the_largest_tiles_do_not_spill(kind: str, vectors: int) -> None:
     rows = machine.tile_rows(vectors)
     body = f"""
+    a, b, step = {kind}(args, 0), {kind}(args, 1), integer(args, 3)
     acc = zeros_{kind}({rows}, {vectors})
     for panel in range(integer(args, 4)):
-        left = offset({kind}(args, 0), panel * 64)
-        right = offset({kind}(args, 1), panel * {64 * width(kind, vectors)})
-        acc = matmul(acc, left, integer(args, 3), 1, right, 64)
+        left, right = offset(a, panel * 64), offset(b, panel * {64 * width(kind, vectors)})
+        acc = matmul(acc, left, step, 1, right, 64)
     store(acc, {kind}(args, 2), {width(kind, vectors)})
     """
     names = f"pointers.{kind} pointers.integer pointers.offset tile.zeros_{kind} tile.store"

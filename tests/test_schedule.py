@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
     "tasks of a sum": (SUM, Bind("j"), "parallel axis j writes z without indexing by it"),
     "tasks inside": (COPY, Bind("j"), "nothing but parallel loops around it"),
     "no such loop": (COPY, Bind("k"), "k has no loop over k"),
-    "tiles of a copy": (COPY, Tensorize("j", "i"), "0 blocked sums of products"),
+    "tiles of a copy": (COPY, Tensorize("j", "i"), "0 blocked reductions"),
 }
 
 

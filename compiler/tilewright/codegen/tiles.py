@@ -61,13 +61,13 @@ def print_tile(
         return None
     form = tile_form(s.meaning.stmts[1], s.rows, s.columns, ranges, width)
     assert form is not None, "checked by Tensorize"
-    size = f"{s.acc.shape[0] if s.rows else 1}, {width // lanes}"
-    name = f"tile_{target.name}"
-    start = f"{printer.use('full_' + kind)}({size}, {_initial(printer, s.meaning.stmts[0])})"
+    size, name = f"{s.acc.shape[0] if s.rows else 1}, {width // lanes}", f"tile_{target.name}"
     if isinstance(form, Microtile):
         start = f"{printer.use('zeros_' + kind)}({size})"
         lines = _product_step(printer, form, name)
     else:
+        first = _initial(printer, s.meaning.stmts[0])
+        start = f"{printer.use('full_' + kind)}({size}, {first})"
         lines = _column_step(printer, form, name)
     for n in reversed(form.loops):
         lines = [

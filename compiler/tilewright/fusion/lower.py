@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -47,12 +47,12 @@ class Lowered:
     group: Group
 
 
-def lower(group: Group, program: Program, lanes: Mapping[int, int]) -> Lowered:
-    """The loop nest of a group. `lanes`: vector length by bits of an element."""
+def lower(group: Group, program: Program) -> Lowered:
+    """The loop nest of a group."""
     if group.nest is not None:
         return _lower_nest(group)
     if group.winograd is not None:
-        return _lower_winograd(group, group.winograd, lanes)
+        return _lower_winograd(group, group.winograd)
     return _Lowering(group, program).run()
 
 
@@ -215,7 +215,7 @@ def _canonical(n: object, ranges: dict[str, tuple[float, float]]) -> Stmt | None
     return None
 
 
-def _lower_winograd(group: Group, t: WinogradCompute, lanes: Mapping[int, int]) -> Lowered:
+def _lower_winograd(group: Group, t: WinogradCompute) -> Lowered:
     stored = group.members[-1]
 
     def finish_one(value: Expr, *index: Expr) -> Stmt:
@@ -228,7 +228,7 @@ def _lower_winograd(group: Group, t: WinogradCompute, lanes: Mapping[int, int]) 
         return Store(stored, index, rewrite(body, rule))  # type: ignore[arg-type]
 
     height, width = t.shape[2:]
-    body = winograd_loops(t.placed, t.shape[0], (height, width), finish_one, lanes[t.dtype.bits])
+    body = winograd_loops(t.placed, t.shape[0], (height, width), finish_one)
     ranges = axis_ranges(body)
     body = rewrite(body, lambda n: _canonical(n, ranges))  # type: ignore[assignment]
     return finish(body, [stored], group)

@@ -13,7 +13,14 @@ from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.inline import channels_last_strides, topological
 from tilewright.fusion.weights import PackedWeights
-from tilewright.fusion.winograd import POINTS, TAPS, direct_cost, winograd, winograd_cost
+from tilewright.fusion.winograd import (
+    POINTS,
+    TAPS,
+    direct_cost,
+    panel_width,
+    winograd,
+    winograd_cost,
+)
 from tilewright.loops.ir import Expr, Load, Node, rewrite
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
@@ -199,13 +206,13 @@ def filter_minimally(c: Convolution, means: Means) -> Tensor | None:
     lanes = means.lanes_of(c)
     if not _is_plain_3x3(c) or c.inputs < lanes or c.outputs < lanes:
         return None
-    width = 2 * lanes if c.outputs > lanes else lanes
+    width = panel_width(c, lanes)
     costs = {m: winograd_cost(c, m, width) for m in POINTS}
     best = min(costs, key=lambda m: costs[m])
     if costs[best] >= direct_cost(c, width):
         return None
     tall, wide = (-(-d.out // best) * best + TAPS - 1 for d in c.dims)
-    return winograd(c, _lines(c, (tall, wide)), best, width, means.weights)
+    return winograd(c, _lines(c, (tall, wide)), best, lanes, means.weights)
 
 
 def _is_plain_3x3(c: Convolution) -> bool:

@@ -59,6 +59,7 @@ class Winograd:
     inputs: int
     outputs: int
     width: int  # channels of results in a panel of weights
+    lanes: int  # elements of a vector
     image: Tensor  # [batch, lines, pixels * inputs], padded
     weights: Constant  # [panel, alpha * alpha, inputs, width]
     b: Constant
@@ -92,17 +93,17 @@ class WinogradCompute(Compute):
 
 
 def winograd(
-    c: Convolution, image: Tensor, m: int, width: int, kept: PackedWeights
+    c: Convolution, image: Tensor, m: int, lanes: int, kept: PackedWeights
 ) -> WinogradCompute:
     """The convolution over an image padded to whole tiles; weights and image as `Winograd` has
     them."""
     h, w = (-(-d.out // m) for d in c.dims)
-    tables = matrices(m)
+    tables, width = matrices(m), panel_width(c, lanes)
     b, a = constant(tables.b, DType.F32), constant(tables.a, DType.F32)
     taps = compute((c.outputs, c.inputs, TAPS, TAPS), c.weight)
     spread = kept.derived(taps, f"F({m}) {width}", lambda: _weights(evaluate(taps), tables, width))
     weights = constant(spread, DType.F32)
-    form = Winograd(m, h, w, c.inputs, c.outputs, width, image, weights, b, a)
+    form = Winograd(m, h, w, c.inputs, c.outputs, width, lanes, image, weights, b, a)
     alpha = form.alpha
 
     def element(n: Expr, o: Expr, y: Expr, x: Expr, *r: Expr) -> Expr:
@@ -133,6 +134,11 @@ def _weights(taps: np.ndarray, tables: Matrices, width: int) -> np.ndarray:
 TRANSFORM = 1.5  # of the small products' cost over that of large ones
 FETCH = 2.0  # multiplications of a vector's lane in the time of a byte from the third level
 COPY = 4.0  # the same for a byte of the image that is copied
+
+
+def panel_width(c: Convolution, lanes: int) -> int:
+    """Channels of results that are computed side by side."""
+    return 2 * lanes if c.outputs > lanes else lanes
 
 
 def direct_cost(c: Convolution, width: int) -> float:

@@ -59,11 +59,9 @@ def blocking(w: Winograd) -> Blocking:
     return Blocking(tiles, -(-tiles // parts), splits)
 
 
-def winograd_loops(
-    w: Winograd, batch: int, extents: tuple[int, int], finish: Finish, lanes: int
-) -> Stmt:
+def winograd_loops(w: Winograd, batch: int, extents: tuple[int, int], finish: Finish) -> Stmt:
     """The loop nest, its outer loops parallel; `finish` stores one result."""
-    return _Loops(w, blocking(w), batch, extents, finish, lanes).nest()
+    return _Loops(w, blocking(w), batch, extents, finish).nest()
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ class _Loops:
     batch: int
     extents: tuple[int, int]
     finish: Finish
-    lanes: int
 
     def nest(self) -> Stmt:
         w, by = self.w, self.by
@@ -205,7 +202,7 @@ class _Loops:
         store: Put,
     ) -> Stmt:
         """Products over all columns, in tiles of some vectors; the last tile overlaps."""
-        width = next(v for v in (WIDE, 2, 1) if v * self.lanes <= columns) * self.lanes
+        width = next(v for v in (WIDE, 2, 1) if v * self.w.lanes <= columns) * self.w.lanes
         part = Var(f"{name}_part")
         first = minimum(part * width, columns - width)
         whole = self._tile_of(

@@ -104,11 +104,7 @@ class Plan:
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
         program = pack_operands(program, tile_limits().lanes, weights)
         self.decisions = program.decisions
-        lowered = [
-            lower(g, program, tile_limits().lanes)
-            for g in form_groups(program)
-            if _has_work(g.outputs)
-        ]
+        lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
         scheduled, emitted = _generate(lowered)
         addresses = cache.load([e.text for e in emitted])
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
