@@ -164,12 +164,12 @@ def test_window_ignores_infinities_that_it_does_not_cover() -> None:
 def test_the_largest_tiles_do_not_spill(kind: str, vectors: int) -> None:
     rows = machine.tile_rows(vectors)
     body = f"""
-    a, b, step = {kind}(args, 0), {kind}(args, 1), integer(args, 3)
+    a, b, c, step = {kind}(args, 0), {kind}(args, 1), {kind}(args, 2), integer(args, 3)
     acc = zeros_{kind}({rows}, {vectors})
     for panel in range(integer(args, 4)):
         left, right = offset(a, panel * 64), offset(b, panel * {64 * width(kind, vectors)})
         acc = matmul(acc, left, step, 1, right, 64)
-    store(acc, {kind}(args, 2), {width(kind, vectors)})
+    store(acc, c, {width(kind, vectors)})
     """
     names = f"pointers.{kind} pointers.integer pointers.offset tile.zeros_{kind} tile.store"
     kernel = compile_kernel(body, f"{names} matmul.matmul")
