@@ -17,6 +17,7 @@ from tilewright.fusion.winograd import (
     POINTS,
     TAPS,
     direct_cost,
+    in_run,
     panel_width,
     winograd,
     winograd_cost,
@@ -144,10 +145,8 @@ def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
         lines = [
             a * d.stride + b * d.dilation for d, a, b in zip(c.dims[:-1], out[:-1], k, strict=True)
         ]
-        return (
-            image[(n, *lines, out[-1] * (line.stride * c.inputs) + at)]
-            * weights[(o, *k, block, lane)]
-        )
+        run = out[-1] * (line.stride * c.inputs) + at
+        return in_run(image, n, *lines, run) * weights[(o, *k, block, lane)]
 
     def weight(o: Expr, *axes: Expr) -> Expr:
         k, (block, lane) = axes[:-2], axes[-2:]
@@ -166,18 +165,17 @@ def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
 
 
 def _lines(c: Convolution, extents: Sequence[int] = ()) -> Tensor:
-    """The padded image as [batch, spatial..., last spatial * channels], of these extents or as
-    large as the windows reach."""
+    """The padded image as [batch, spatial..., channels], of these extents or as large as the
+    windows reach."""
     extents = extents or [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
 
-    def element(n: Expr, *axes: Expr) -> Expr:
-        positions = [
-            p - d.before for p, d in zip((*axes[:-1], axes[-1] // c.inputs), c.dims, strict=True)
-        ]
-        reach = [replace(d, out=n - d.kernel + 1) for d, n in zip(c.dims, extents, strict=True)]
-        return c.pixel_or_zero(n, axes[-1] % c.inputs, positions, reach)
+    reach = [replace(d, out=n - d.kernel + 1) for d, n in zip(c.dims, extents, strict=True)]
 
-    return compute((c.batch, *extents[:-1], extents[-1] * c.inputs), element)
+    def element(n: Expr, *axes: Expr) -> Expr:
+        positions = [p - d.before for p, d in zip(axes[:-1], c.dims, strict=True)]
+        return c.pixel_or_zero(n, axes[-1], positions, reach)
+
+    return compute((c.batch, *extents, c.inputs), element)
 
 
 def widen_lines(c: Convolution, means: Means) -> Tensor | None:
@@ -194,7 +192,7 @@ def widen_lines(c: Convolution, means: Means) -> Tensor | None:
         lines = [
             a * d.stride + b * d.dilation for d, a, b in zip(c.dims[:-1], out[:-1], k, strict=True)
         ]
-        pixel = image[(n, *lines, out[-1] * (line.stride * c.inputs) + at)]
+        pixel = in_run(image, n, *lines, out[-1] * (line.stride * c.inputs) + at)
         return pixel * c.weight(o, at % c.inputs, *k, at // c.inputs)
 
     over = [*(d.kernel for d in c.dims[:-1]), line.kernel * c.inputs]

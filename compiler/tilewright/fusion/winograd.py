@@ -16,7 +16,7 @@ import numpy as np
 from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution
 from tilewright.fusion.weights import PackedWeights, aligned
-from tilewright.loops.ir import Expr
+from tilewright.loops.ir import Expr, Load
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
@@ -60,7 +60,7 @@ class Winograd:
     outputs: int
     width: int  # channels of results in a panel of weights
     lanes: int  # elements of a vector
-    image: Tensor  # [batch, lines, pixels * inputs], padded
+    image: Tensor  # [batch, lines, pixels, inputs], padded
     weights: Constant  # [panel, alpha * alpha, inputs, width]
     b: Constant
     a: Constant
@@ -92,6 +92,12 @@ class WinogradCompute(Compute):
         return replace(self.form, image=next(s for s in sources(self) if s.name == name))
 
 
+def in_run(image: Tensor, *index: Expr) -> Load:
+    """An element by its place in a line of pixels and channels."""
+    *outer, run = index
+    return image[(*outer, run // image.shape[-1], run % image.shape[-1])]
+
+
 def winograd(
     c: Convolution, image: Tensor, m: int, lanes: int, kept: PackedWeights
 ) -> WinogradCompute:
@@ -109,7 +115,7 @@ def winograd(
     def element(n: Expr, o: Expr, y: Expr, x: Expr, *r: Expr) -> Expr:
         p, q, i, j, ic = r
         line, run = y // m * m + i, (x // m * m + j) * c.inputs + ic
-        pixel = b[p, i] * b[q, j] * image[n, line, run]
+        pixel = b[p, i] * b[q, j] * in_run(image, n, line, run)
         weight = weights[o // width, p * alpha + q, ic, o % width]
         return a[y % m, p] * a[x % m, q] * (pixel * weight)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from tilewright.dtypes import DType
-from tilewright.fusion.winograd import ROWS, SCRATCH_BYTES, Winograd
+from tilewright.fusion.winograd import ROWS, SCRATCH_BYTES, Winograd, in_run
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -105,7 +105,7 @@ class _Loops:
         b, t = w.b, Var("t")
 
         def down(p: Expr, c: Expr, i: Expr) -> tuple[Expr, Expr]:
-            return b_at(p, i), Load(w.image, (Var("batch"), line + i, run + c))
+            return b_at(p, i), in_run(w.image, Var("batch"), line + i, run + c)
 
         def along(q: Expr, c: Expr, j: Expr) -> tuple[Expr, Expr]:
             return b_at(q, j), Load(strip, (Var("p"), j * w.inputs + c))
