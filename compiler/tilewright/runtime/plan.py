@@ -25,17 +25,17 @@ from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import Means, restructure
 from tilewright.fusion.weights import PackedWeights, aligned
+from tilewright.loops.affine import Range, interval
 from tilewright.loops.ir import (
     Accumulate,
-    Const,
+    Expr,
     For,
     Kernel,
-    Node,
+    Load,
     Stmt,
     Store,
     Tile,
     children,
-    walk,
 )
 from tilewright.loops.show import show
 from tilewright.loops.verify import verify
@@ -49,8 +49,9 @@ from tilewright.runtime.pool import Plan as Table
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
-TASK_NANOSECONDS = 30_000  # work that is worth a task of its own
-NANOSECONDS_PER_POINT = 0.25  # one element of plain loops
+TASK_NANOSECONDS = 4_000  # work that is worth a task of its own: ten times what a region costs
+NANOSECONDS_PER_NODE = 0.05  # of an expression in plain loops, once
+NANOSECONDS_PER_PRODUCT = 0.01  # on register tiles
 TASKS_PER_THREAD = 4
 
 
@@ -197,10 +198,12 @@ class Plan:
         """How many tasks a kernel is cut into, and the iterations of each."""
         if e.iterations is None:
             return 1, 0
-        nanoseconds = work(kernel) * NANOSECONDS_PER_POINT
-        most = self._executor.threads * TASKS_PER_THREAD if self._executor.threads > 1 else 1
-        wanted = max(1, min(int(nanoseconds / TASK_NANOSECONDS), most, e.iterations))
-        chunk = -(-e.iterations // wanted)
+        threads = self._executor.threads
+        most = threads * TASKS_PER_THREAD if threads > 1 else 1
+        wanted = min(int(work(kernel) / TASK_NANOSECONDS), most, e.iterations)
+        if wanted > threads:
+            wanted -= wanted % threads  # else the last task leaves the other threads idle
+        chunk = -(-e.iterations // max(1, wanted))
         return -(-e.iterations // chunk), chunk
 
     def _describe(self, k: int, n: Lowered, kernel: Kernel, e: Emitted) -> PlannedKernel:
@@ -343,20 +346,29 @@ def build_plan(
 
 
 def work(kernel: Kernel) -> float:
-    """Rough work of a kernel, in elements of plain loops; a multiplication on a tile is a fraction
-    of one."""
-    return _work(kernel.body)
+    """Rough nanoseconds that a kernel takes on one thread."""
+    return _work(kernel.body, {})
 
 
-def _work(s: Node) -> float:
+def _work(s: Stmt, ranges: dict[str, Range]) -> float:
     match s:
-        case For(extent=extent, body=body):
-            return (float(extent.value) if isinstance(extent, Const) else 16.0) * _work(body)
+        case For(axis=axis, extent=extent, body=body):
+            count = interval(extent, ranges)[1]
+            count = count if math.isfinite(count) else 16.0
+            return count * _work(body, {**ranges, axis: (0.0, max(count - 1, 0.0))})
         case Tile(meaning=meaning):
-            return _work(meaning) / 10
+            products = _work(meaning, ranges) / NANOSECONDS_PER_NODE
+            return products * NANOSECONDS_PER_PRODUCT
         case Store(value=value) | Accumulate(value=value):
-            return 0.2 + 0.2 * sum(1 for _ in walk(value))
-    return sum(_work(c) for c in children(s) if isinstance(c, Stmt)) if isinstance(s, Stmt) else 0.0
+            return NANOSECONDS_PER_NODE * _operations(value)
+    return sum(_work(c, ranges) for c in children(s) if isinstance(c, Stmt))
+
+
+def _operations(e: Expr) -> int:
+    """Loads and arithmetic of an expression, indices aside."""
+    if isinstance(e, Load):
+        return 1
+    return 1 + sum(_operations(c) for c in children(e) if isinstance(c, Expr))
 
 
 def _identifier(text: str) -> str:
