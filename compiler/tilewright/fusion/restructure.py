@@ -22,7 +22,7 @@ from tilewright.fusion.winograd import (
     winograd,
     winograd_cost,
 )
-from tilewright.loops.ir import Expr, Load, Node, rewrite
+from tilewright.loops.ir import Expr, Load, Node, Var, rewrite, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
 from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
@@ -178,12 +178,59 @@ def _lines(c: Convolution, extents: Sequence[int] = ()) -> Tensor:
     return compute((c.batch, *extents, c.inputs), element)
 
 
+def pad_planes(c: Convolution, means: Means) -> Tensor | None:
+    """Few channels that lie one after the other: a padded copy in that order, in which the line of
+    a window is one run; no copy where nothing is padded."""
+    if not _is_narrow(c, means) or not lies_planar(c.image):
+        return None
+    rank, padded = len(c.dims), any(d.leaves for d in c.dims)
+    image = _planes(c) if padded else c.image
+
+    def element(n: Expr, o: Expr, *axes: Expr) -> Expr:
+        out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
+        places = [a * d.stride + b * d.dilation for d, a, b in zip(c.dims, out, k, strict=True)]
+        pixel = image[(n, i, *places)] if padded else c.pixel(n, i, *places)
+        return pixel * c.weight(o, i, *k)
+
+    over = [c.inputs, *(d.kernel for d in c.dims)]
+    return compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
+
+
+def _planes(c: Convolution) -> Tensor:
+    """The padded image as [batch, channels, spatial...]."""
+    extents = [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
+
+    def element(n: Expr, i: Expr, *axes: Expr) -> Expr:
+        positions = [p - d.before for p, d in zip(axes, c.dims, strict=True)]
+        return c.pixel_or_zero(n, i, positions)
+
+    return compute((c.batch, c.inputs, *extents), element)
+
+
+def lies_planar(t: Tensor) -> bool:
+    """Whether the last dimension is contiguous, as in what comes from outside and in maps of it."""
+    if not isinstance(t, Compute):
+        return t.strides is None
+    if t.reduction is not None or t.channels_last or t.strides is not None:
+        return False
+    loads = [n for n in walk(t.body) if isinstance(n, Load) and len(n.index) == t.rank]
+    here = tuple(Var(a) for a in t.axes)
+    return bool(loads) and all(
+        n.index == here and isinstance(n.buffer, Tensor) and lies_planar(n.buffer) for n in loads
+    )
+
+
+def _is_narrow(c: Convolution, means: Means) -> bool:
+    """Whether the channels of the image alone are too few for the inner loop of a tile."""
+    if c.groups > 1 or c.inputs >= means.lanes_of(c) or c.dims[-1].kernel == 1:
+        return False
+    return c.outputs * c.taps >= MIN_REUSE and c.outputs >= FEW_OUTPUTS
+
+
 def widen_lines(c: Convolution, means: Means) -> Tensor | None:
     """Few channels of the image: a padded copy, in which a line of the window is one run."""
     line = c.dims[-1]
-    if c.groups > 1 or c.inputs >= means.lanes_of(c) or line.kernel == 1 or line.dilation > 1:
-        return None
-    if c.outputs * c.taps < MIN_REUSE or c.outputs < FEW_OUTPUTS:
+    if not _is_narrow(c, means) or line.dilation > 1:
         return None
     image, rank = _lines(c), len(c.dims)
 
@@ -221,4 +268,10 @@ def _is_plain_3x3(c: Convolution) -> bool:
     return constant_weights and c.result.dtype is DType.F32
 
 
-STRATEGIES: tuple[Strategy, ...] = (split_groups, gather_few_outputs, widen_lines, filter_minimally)
+STRATEGIES: tuple[Strategy, ...] = (
+    split_groups,
+    gather_few_outputs,
+    pad_planes,
+    widen_lines,
+    filter_minimally,
+)
