@@ -7,11 +7,11 @@ there is our own bug.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tilewright.errors import ScheduleError
-from tilewright.loops.affine import simplify_loads
+from tilewright.loops.affine import Range, simplify_loads
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -237,7 +237,8 @@ class Tensorize:
             tuple(_depth(steps, self._own)),
             Sequence((start, steps)),
         )
-        return _replaced(kernel, body, Sequence((tile, *rest)))
+        stored = (_contiguous_last(r, self.rows, ranges) for r in rest)
+        return _replaced(kernel, body, Sequence((tile, *stored)))
 
     @property
     def _own(self) -> frozenset[str]:
@@ -297,6 +298,20 @@ def _unused(kernel: Kernel, name: str) -> str:
     while find_loop(kernel, name) is not None:
         name += "i"
     return name
+
+
+def _contiguous_last(s: Stmt, rows: str, ranges: Mapping[str, Range]) -> Stmt:
+    """Loops over the elements of a tile that store rows side by side, the rows innermost."""
+    match s:
+        case For(axis=axis, body=For(body=Store() as store) as inner):
+            at = offset(store.buffer, store.index, ranges)
+            if (
+                axis == rows
+                and at.coefficient(rows) == 1 != at.coefficient(inner.axis)
+                and rows not in variables(inner.extent)
+            ):
+                return replace(inner, body=replace(s, body=store))
+    return s
 
 
 def _inside_allocs(s: Stmt) -> Stmt:
