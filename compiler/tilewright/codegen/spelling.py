@@ -111,7 +111,7 @@ _PLACES = {
         *(f"{v}_{t}" for v in ("stack", "load", "store") for t in _TYPES),
     ),
     "tile": ("zeros_f32", "zeros_f64", "store"),
-    "matmul": ("matmul", "matmul_rows"),
+    "matmul": ("matmul", "matmul_rows", "matmul_prefetch"),
     "window": ("matmul_window",),
     "columns": (
         "full_f32",

@@ -64,7 +64,7 @@ def print_tile(
     size, name = f"{s.acc.shape[0] if s.rows else 1}, {width // lanes}", f"tile_{target.name}"
     if isinstance(form, Microtile):
         start = f"{printer.use('zeros_' + kind)}({size})"
-        lines = _product_step(printer, form, name)
+        lines = _product_step(printer, form, name, width)
     else:
         first = _initial(printer, s.meaning.stmts[0])
         start = f"{printer.use('full_' + kind)}({size}, {first})"
@@ -122,12 +122,16 @@ def _initial(printer: Printer, s: Stmt) -> str:
     return printer.expr(s.value)
 
 
-def _product_step(printer: Printer, form: Microtile, name: str) -> list[str]:
+def _product_step(printer: Printer, form: Microtile, name: str, width: int) -> list[str]:
     depth = printer.extent(form.inner, form.inner.extent) if form.inner else "1"
-    rest = f"{form.depth_stride}, {_base(printer, form.b.buffer, form.base_b)}"
-    if form.b_stride is None:
+    b = _base(printer, form.b.buffer, form.base_b)
+    rest = f"{form.depth_stride}, {b}"
+    if form.b_stride is not None:
+        return _step(printer, form, name, "matmul_rows", f"{rest}, {form.b_stride}, {depth}")
+    if form.inner is None or form.rows.window is not None or not form.row_stride:
         return _step(printer, form, name, "matmul", f"{rest}, {depth}")
-    return _step(printer, form, name, "matmul_rows", f"{rest}, {form.b_stride}, {depth}")
+    ahead = f"{printer.use('offset')}({b}, {depth} * {width})"
+    return _step(printer, form, name, "matmul_prefetch", f"{rest}, {depth}, {ahead}, {width}")
 
 
 def _column_step(printer: Printer, form: ColumnTile, name: str) -> list[str]:

@@ -18,6 +18,7 @@ from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import (
     Apply,
+    Buffer,
     Expr,
     Load,
     Node,
@@ -31,10 +32,12 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import Compute, NestOutput, Placeholder, Tensor, sources
+from tilewright.ops.tensor import Compute, Constant, NestOutput, Placeholder, Tensor, sources
 
 MAX_NODES = 300  # expression nodes of one kernel's body
 CHEAP = 3  # arithmetic that is sooner done again than loaded
+ALIASING_BYTES = 4096  # lines this far apart share a set of the first-level cache
+LINE_BYTES = 64
 EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
     for n in (
@@ -137,13 +140,26 @@ class _Inliner:
 
     def _lay_out(self, t: Compute) -> Compute:
         """t with channels innermost in memory, where it asks for that or follows a tensor that has
-        it.
+        it, and with lines that do not all fall into one set of the cache.
 
-        The results of a model have C order, whatever comes before them.
+        The results of a model have C order without gaps, whatever comes before them.
         """
-        if t.rank < 3 or t.name in self.output_names or not (t.channels_last or self._follows(t)):
+        if t.name in self.output_names or t.rank < 2 or t.strides is not None:
             return t
-        return replace(t, strides=channels_last_strides(t.shape))
+        order = tuple(range(t.rank))
+        if t.rank > 2 and (t.channels_last or self._follows(t)):
+            order = channels_last_order(t.rank)
+        gap = 0
+        if t.shape[order[-1]] * t.dtype.itemsize % ALIASING_BYTES == 0 and self._is_multiplied(t):
+            gap = LINE_BYTES // t.dtype.itemsize
+        if not gap and order == tuple(range(t.rank)):
+            return t
+        return replace(t, strides=strides_in(order, t.shape, gap))
+
+    def _is_multiplied(self, t: Compute) -> bool:
+        """Whether a matmul or convolution reads t row by row."""
+        found = (find_contraction(c) for c in self.consumers[t.name] if isinstance(c, Compute))
+        return any(c and c.a.load.buffer.name == t.name for c in found)
 
     def _follows(self, t: Compute) -> bool:
         loads = [
@@ -152,7 +168,7 @@ class _Inliner:
             if isinstance(n, Load) and len(n.index) == t.rank and n.buffer.strides
         ]
         return any(
-            n.buffer.strides == channels_last_strides(n.buffer.shape)
+            is_channels_last(n.buffer)
             and all(variables(i) <= {a} for i, a in zip(n.index, t.axes, strict=True))
             for n in loads
         )
@@ -175,7 +191,7 @@ class _Inliner:
             if isinstance(p, Compute) and p.reduction is None and is_view(p):
                 trial = self._apply(t, views | {n})
                 found = find_contraction(trial)
-                if found is not None:
+                if found is not None and _keeps_weights(contraction, found):
                     views.add(n)
                     contraction = found
                 else:
@@ -269,14 +285,39 @@ class _Inliner:
         self.decisions.append(f"{label(p)} is not computed inside {label(c)}: {why}")
 
 
+def _keeps_weights(before: Contraction, after: Contraction) -> bool:
+    """Whether the operand that is packed is still a constant, if it was one."""
+    was, stays = (isinstance(c.b.load.buffer, Constant) for c in (before, after))
+    return stays or not was
+
+
+def channels_last_order(rank: int) -> tuple[int, ...]:
+    """The dimensions N, C, spatial... as they are stored: N, spatial..., C."""
+    return (0, *range(2, rank), 1)
+
+
 def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of an N, C, spatial... tensor that is stored as N, spatial..., C."""
-    order = (0, *range(2, len(shape)), 1)
+    return strides_in(channels_last_order(len(shape)), shape)
+
+
+def strides_in(order: Sequence[int], shape: Sequence[int], gap: int = 0) -> tuple[int, ...]:
+    """Strides that store the dimensions in this order, with a gap after each innermost line."""
     strides, step = [0] * len(shape), 1
     for k in reversed(order):
         strides[k] = step
         step *= shape[k]
+        if k == order[-1]:
+            step += gap
     return tuple(strides)
+
+
+def is_channels_last(b: Buffer) -> bool:
+    """Whether channels, and then the spatial dimensions, are innermost in memory."""
+    if b.strides is None or len(b.shape) < 3:
+        return False
+    gap = b.strides[-1] - b.shape[1] if b.shape[1] > 0 else 0
+    return b.strides == strides_in(channels_last_order(len(b.shape)), b.shape, gap)
 
 
 def label(t: Tensor) -> str:

@@ -28,6 +28,7 @@ from tilewright.loops.ir import (
     as_expr,
     dtype_of,
     index_const,
+    strides_of,
     walk,
 )
 from tilewright.loops.scalars import ScalarOp
@@ -109,6 +110,13 @@ class NestOutput(Tensor):
     """One result of a Nest; `nest` holds it in a list so that the two can be built together."""
 
     nest: list[Nest] = field(default_factory=list)
+
+
+def footprint(t: Tensor) -> int:
+    """Elements from the first of t to its last in memory, gaps included; at least one."""
+    if not t.size:
+        return 1
+    return 1 + sum((n - 1) * s for n, s in zip(t.shape, strides_of(t), strict=True))
 
 
 class NeedsValue(Exception):

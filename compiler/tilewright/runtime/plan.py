@@ -39,7 +39,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.show import show
 from tilewright.loops.verify import verify
-from tilewright.ops.tensor import Constant, Placeholder, Tensor
+from tilewright.ops.tensor import Constant, Placeholder, Tensor, footprint
 from tilewright.options import Options
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.dump import publish
@@ -177,7 +177,7 @@ class Plan:
                 if isinstance(t, Constant) or t.name in input_at or t.name in output_at:
                     continue
                 spans.setdefault(t.name, [step, step])[1] = step
-                sizes[t.name] = max(t.size, 1) * t.dtype.itemsize
+                sizes[t.name] = footprint(t) * t.dtype.itemsize
         lifetimes = [Lifetime(sizes[name], a, b) for name, (a, b) in spans.items()]
         offsets, self.arena_bytes = place(lifetimes)
         if self.arena_bytes > MAX_BYTES:

@@ -25,6 +25,7 @@ from tilewright.schedule.directives import (
 )
 
 WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
+BLOCK_OVERHEAD = 0.7  # of a block of rows, in rows
 VECTOR_BLOCK = (
     64  # elements that are accumulated side by side where the summed axis is not contiguous
 )
@@ -148,7 +149,7 @@ def _vectors(columns: int, lanes: int) -> int:
 
 
 def _block_rows(builder: _Builder, rows: str, most: int) -> bool:
-    return builder.attempt(Block(rows, _near_equal(builder.extent(rows), most), overlap=True))
+    return builder.attempt(Block(rows, _height(builder.extent(rows), most), overlap=True))
 
 
 def _prefers_vector_block(kernel: Kernel, axis: str) -> bool:
@@ -188,7 +189,7 @@ def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimit
     vectors = max(1, panel // limits.lanes[width])
     if rows:
         builder.attempt(Swap(rows, columns))
-        height = _near_equal(builder.extent(rows), limits.rows[vectors])
+        height = _height(builder.extent(rows), limits.rows[vectors])
         if not builder.attempt(Block(rows, height, overlap=True)):
             rows = ""
     builder.attempt(Block(columns, panel))
@@ -208,9 +209,10 @@ def _merge_rows(builder: _Builder, rows: str) -> str:
         rows = axes[k - 1]
 
 
-def _near_equal(extent: int, most: int) -> int:
-    """The height of blocks that cut `extent` into the fewest parts of nearly equal size."""
-    return -(-extent // -(-extent // most))
+def _height(extent: int, most: int) -> int:
+    """The height of blocks that compute the least: the last one overlaps the one before it."""
+    fitting = range(min(extent, max(1, most // 2)), min(extent, most) + 1)
+    return min(fitting, key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h))
 
 
 def _bake_windows(builder: _Builder) -> None:
