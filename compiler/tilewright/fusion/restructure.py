@@ -22,10 +22,19 @@ from tilewright.fusion.winograd import (
     winograd,
     winograd_cost,
 )
-from tilewright.loops.ir import Expr, Load, Node, Var, rewrite, walk
+from tilewright.loops.ir import Accumulate, Expr, Load, Node, Stmt, Store, Var, rewrite, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
-from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
+from tilewright.ops.tensor import (
+    Compute,
+    Constant,
+    Nest,
+    NestOutput,
+    Tensor,
+    compute,
+    constant,
+    sources,
+)
 
 MIN_REUSE = 32  # products per element of the image for which a copy of it pays
 FEW_OUTPUTS = 4  # fewer channels of results than this do not make the columns of a tile
@@ -62,18 +71,40 @@ def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     return [done[t.name] for t in outputs]
 
 
-def _renewed(t: Tensor, done: Mapping[str, Tensor]) -> Tensor:
+def _renewed(t: Tensor, done: dict[str, Tensor]) -> Tensor:
     """t reading what its sources have become."""
+    if isinstance(t, Compute):
+        body: Expr = _reading(t.body, done)  # type: ignore[assignment]
+        return t if body is t.body else replace(t, body=body)
+    if isinstance(t, NestOutput):
+        _renew_nest(t.nest[0], done)
+        return done[t.name]
+    return t
 
+
+def _renew_nest(nest: Nest, done: dict[str, Tensor]) -> None:
+    """Put all results of the nest into `done`, as those of a nest that reads what is there."""
+    if nest.outputs[0].name in done:
+        return
+    if _reading(nest.body, done) is nest.body:
+        done.update({o.name: o for o in nest.outputs})
+        return
+    outputs = tuple(replace(o, nest=[]) for o in nest.outputs)
+    done.update({o.name: o for o in outputs})
+    body: Stmt = _reading(nest.body, done)  # type: ignore[assignment]
+    made = replace(nest, body=body, outputs=outputs)
+    for o in outputs:
+        o.nest.append(made)
+
+
+def _reading(n: Node, done: Mapping[str, Tensor]) -> Node:
     def rule(n: Node) -> Node | None:
-        if isinstance(n, Load) and done.get(n.buffer.name, n.buffer) is not n.buffer:
-            return Load(done[n.buffer.name], n.index)
-        return None
+        if not isinstance(n, (Load, Store, Accumulate)):
+            return None
+        now = done.get(n.buffer.name, n.buffer)
+        return None if now is n.buffer else replace(n, buffer=now)
 
-    if not isinstance(t, Compute):
-        return t
-    body: Expr = rewrite(t.body, rule)  # type: ignore[assignment]
-    return t if body is t.body else replace(t, body=body)
+    return rewrite(n, rule)
 
 
 def _choose(c: Convolution, means: Means) -> Tensor | None:
