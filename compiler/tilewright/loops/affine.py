@@ -141,8 +141,25 @@ def _quotient(form: Linear, d: int, ranges: Ranges) -> Linear:
     low, high = linear_range(rest, ranges)
     if low >= 0 and high < d:
         return whole
+    if (coarse := _coarsened(rest, d, ranges)) is not None:
+        unit, inner, _ = coarse
+        return _combine(whole, _quotient(inner, d // unit, ranges))
     atom = _divide_again(to_expr(rest), d)
     return _combine(whole, Linear(((atom, 1),)))
+
+
+def _coarsened(form: Linear, d: int, ranges: Ranges) -> tuple[int, Linear, Linear] | None:
+    """form = unit * first + second with 0 <= second < unit, for a unit that divides d.
+
+    Then form // d = first // (d // unit), and form % d = unit * (first % (d // unit)) + second.
+    """
+    units = sorted({abs(c) for _, c in form.terms if 1 < abs(c) < d and d % abs(c) == 0})
+    for unit in reversed(units):
+        first, second = _split(form, unit)
+        low, high = linear_range(second, ranges)
+        if low >= 0 and high < unit:
+            return unit, first, second
+    return None
 
 
 def _divide_again(x: Expr, d: int) -> Expr:
@@ -158,6 +175,9 @@ def _remainder(form: Linear, d: int, ranges: Ranges) -> Linear:
     low, high = linear_range(rest, ranges)
     if low >= 0 and high < d:
         return rest
+    if (coarse := _coarsened(rest, d, ranges)) is not None:
+        unit, first, second = coarse
+        return _combine(second, _remainder(first, d // unit, ranges), unit)
     return Linear(((Apply(ScalarOp.MOD, (to_expr(rest), index_const(d))), 1),))
 
 
