@@ -52,7 +52,7 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.locate import axis_ranges, offset
-from tilewright.loops.microtile import Microtile, microtile
+from tilewright.loops.microtile import Microtile, Target, microtile, target
 from tilewright.loops.scalars import ScalarOp
 from tilewright_kernels.cpu.machine import machine
 
@@ -362,24 +362,38 @@ class _Emitter:
 
     def _tile(self, s: Tile) -> list[str]:
         assert isinstance(s.meaning, Block)
-        width = s.acc.shape[-1]
-        form = microtile(s.meaning.stmts[1], s.rows, s.columns, self.ranges, width)
+        place = target(s, self.ranges)
+        form = microtile(s.meaning.stmts[1], s.rows, s.columns, self.ranges, place.width)
         assert form is not None, "checked by Tensorize"
+        vectors = place.width // machine().lanes(s.acc.dtype.bits)
+        out = self.locals[s.acc.name]
+        if place.base.terms or place.base.constant:
+            out = f"{self._use('offset')}({out}, {self._linear(place.base, None)})"
+        if form.window is None and not form.loops and not form.inside and vectors > 2:
+            return [self._panel_product(form, place, vectors, out)]
         kind = SUFFIX[s.acc.dtype]
-        height = s.acc.shape[0] if s.rows else 1
         name = f"tile{len(self.locals)}"
-        vectors = width // machine().lanes(s.acc.dtype.bits)
-        zeros = f"{name} = {self._use('zeros_' + kind)}({height}, {vectors})"
+        zeros = f"{name} = {self._use('zeros_' + kind)}({place.height}, {vectors})"
         lines = self._step(form, name)
         for n in reversed(form.loops):
             lines = [
                 f"for {self._axis(n.axis)} in range({self._extent(n, n.extent)}):",
                 *_indent(lines),
             ]
-        return [zeros, *lines, f"{self._use('store')}({name}, {self.locals[s.acc.name]}, {width})"]
+        return [zeros, *lines, f"{self._use('store')}({name}, {out}, {place.row_stride})"]
+
+    def _panel_product(self, form: Microtile, place: Target, vectors: int, out: str) -> str:
+        """A product with a panel that may be too large for a tile, or too small to keep busy."""
+        depth = self._extent(form.inner, form.inner.extent) if form.inner else "1"
+        b, a = self._base(form.b, form.base_b), self._base(form.a, form.base_a)
+        steps = f"{a}, {form.row_stride}, {form.depth_stride}, {b}, {depth}"
+        sizes = f"{place.height}, {vectors}, {out}, {place.row_stride}"
+        return f"{self._use('panel_product')}({sizes}, {steps})"
 
     def _base(self, operand: Load, base: Linear) -> str:
         name = operand.buffer.name
+        if operand.buffer.space is Space.LOCAL:
+            return f"{self._use('offset')}({self.locals[name]}, {self._linear(base, None)})"
         return f"{self._use('offset')}({name}, {self._linear(base, name)})"
 
     def _step(self, form: Microtile, name: str) -> list[str]:

@@ -46,7 +46,7 @@ class Lowered:
 
 def lower(group: Group, program: Program) -> Lowered:
     """The loop nest of a group."""
-    return _lower_nest(group) if group.nest is not None else _Lowering(group, program).run()
+    return _lower_nest(group, program) if group.nest is not None else _Lowering(group, program).run()
 
 
 def loop(axis: str, extent: int, body: Stmt) -> Stmt:
@@ -210,9 +210,18 @@ def _canonical(n: object, ranges: dict[str, tuple[float, float]]) -> Stmt | None
     return None
 
 
-def _lower_nest(group: Group) -> Lowered:
+def _lower_nest(group: Group, program: Program) -> Lowered:
+    """A hand-written nest reads its tensors in their final form: constants that were packed."""
     assert group.nest is not None
-    return finish(group.nest.body, list(group.nest.outputs), group)
+    final = {t.name: t for t in program.order}
+
+    def rule(n: object) -> Load | None:
+        if not isinstance(n, Load) or final.get(n.buffer.name, n.buffer) is n.buffer:
+            return None
+        return Load(final[n.buffer.name], n.index)
+
+    body: Stmt = rewrite(group.nest.body, rule)  # type: ignore[arg-type,assignment]
+    return finish(body, list(group.nest.outputs), group)
 
 
 def finish(body: Stmt, stored: Sequence[Tensor], group: Group) -> Lowered:

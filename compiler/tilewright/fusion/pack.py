@@ -32,7 +32,16 @@ from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.show import show_expr
 from tilewright.ops.common import cast
 from tilewright.ops.evaluate import evaluate
-from tilewright.ops.tensor import Compute, Constant, Reduction, Tensor, compute, constant, sources
+from tilewright.ops.tensor import (
+    Compute,
+    Constant,
+    NestOutput,
+    Reduction,
+    Tensor,
+    compute,
+    constant,
+    sources,
+)
 
 PackKey = tuple[tuple[int, ...], tuple[int, ...], str]
 
@@ -75,6 +84,8 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
             program.consumers[stored.name] = [t]
             for s in sources(packed):
                 program.consumers[s.name].append(stored)
+        elif isinstance(t, Compute) and _feeds_nests(t, program):
+            t = _stored(t, weights)
         elif isinstance(t, Compute) and t.strides is not None and t.reduction is not None:
             t = _channels_innermost(t)
         order.append(t)
@@ -82,6 +93,21 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
     program.order = order
     program.outputs = tuple(done.get(t.name, t) for t in program.outputs)
     return program
+
+
+def _feeds_nests(t: Compute, program: Program) -> bool:
+    readers = program.consumers[t.name]
+    is_output = any(t.name == o.name for o in program.outputs)
+    only = bool(readers) and all(isinstance(r, NestOutput) for r in readers)
+    return only and not is_output and t.reduction is None
+
+
+def _stored(t: Compute, weights: PackedWeights) -> Tensor:
+    """What a hand-written nest reads: computed now and shared, if it depends on constants alone."""
+    packed = _from_constants(t)
+    if not _is_constant(packed):
+        return t
+    return Constant(t.name, t.dtype, t.shape, value=weights.get(packed))
 
 
 def _channels_innermost(t: Compute) -> Compute:

@@ -3,7 +3,8 @@ time.
 
 The input products of the whole sequence are one contraction beforehand. A task then runs the
 recurrence for one direction and a few batch rows: it shares no state with other tasks, and the rows
-reuse the recurrent weights while these are in the cache.
+share a pass over the recurrent weights. These are packed into panels, once if they are constants:
+a step reads them from first to last, as fast as the cache that holds them can deliver.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ from tilewright.loops.ir import (
     Space,
     Stmt,
     Store,
+    Tile,
     Var,
     as_expr,
     index_const,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, fail, maximum, minimum, reshape_to, select, view
+from tilewright.ops.common import cast, fail, maximum, minimum, reshape_to, select
 from tilewright.ops.gate_functions import Function, gate_functions
 from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
 
 LOCAL_BYTES = 256 << 10
 ROWS = 4  # batch rows that share a pass over the recurrent weights
-PRODUCTS = 8  # products that a visit to a weight column adds up, over all rows
+LINE_BYTES = 64  # panels are a few whole cache lines wide, whatever the length of a vector
+LINES = 4  # cache lines in a panel's row, at most
 
 
 class FunctionAttributes(TypedDict, total=False):
@@ -63,7 +66,7 @@ class Recurrence:
 
     x: Tensor
     products: Tensor  # [time, batch, direction * width]: the input's part of each gate, with bias
-    weights: Tensor  # [direction, hidden, width]
+    weights: Tensor  # [direction, width, hidden]
     bias: Tensor | None  # [direction, 2 * width]
     lengths: Tensor | None
     initial: Tensor | None
@@ -175,7 +178,7 @@ def recurrence(
     made = Recurrence(
         x=x,
         products=_with_bias(_products(x, w, layout), b, width, add_recurrent_bias),
-        weights=view(r, (directions, hidden, width), lambda d, k, j: (d, j, k)),
+        weights=r,
         bias=b,
         lengths=lengths,
         initial=initial,
@@ -265,14 +268,13 @@ class Task:
     first: Expr
 
     def each_row(self, step: Expr, body: Callable[[Row], Stmt]) -> Stmt:
-        """A loop over the task's rows."""
-        local = Var(fresh_axis("row"))
-        batch = local if self.rows == self.rec.batch else self.first * self.rows + local
-        return For(
-            local.name,
-            index_const(self.rows),
-            body(Row(self.rec, self.direction, local, batch, step)),
-        )
+        """A loop over the task's rows; the last task may have fewer."""
+        batch, local = self.rec.batch, Var(fresh_axis("row"))
+        count: Expr = index_const(self.rows)
+        if batch % self.rows:
+            count = minimum(count, batch - self.first * self.rows)
+        row = Row(self.rec, self.direction, local, self.first * self.rows + local, step)
+        return For(local.name, count, body(row))
 
     def each(self, step: Expr, extent: int, body: Callable[[Row, Expr], Stmt]) -> Stmt:
         """A loop over the task's rows, and one over `extent` elements of each."""
@@ -282,39 +284,47 @@ class Task:
         """Scratch for all rows of the task."""
         return Buffer(fresh_axis(name), self.rec.dtype, (self.rows, width), space=Space.LOCAL)
 
-    def accumulate(self, gates: Buffer, state: Buffer, first: int, count: int) -> list[Stmt]:
-        """gates[:, first : first + count] += state @ weights."""
-        hidden, unroll = self.rec.hidden, max(PRODUCTS // self.rows, 2)
-        rest = hidden % unroll
-        loops: list[Stmt] = []
-        for start, trips, terms in ((0, hidden // unroll, unroll), (hidden - rest, rest, 1)):
-            if trips:
-                loops.append(self._sum(gates, state, (first, count), (start, trips, terms)))
-        return loops
+    def multiply(self, out: Buffer, state: Buffer, first: int, count: int) -> Stmt:
+        """out[:, :count] = state @ weights[first : first + count].T; the rest of `out` is zero."""
+        packed = _packed(self.rec, first, count)
+        p, r, c, k = (Var(fresh_axis(name)) for name in ("panel", "row", "column", "k"))
+        _, panels, depth, width = packed.shape
+        at = (r, p * width + c)
 
-    def _sum(
-        self, gates: Buffer, state: Buffer, columns: tuple[int, int], depth: tuple[int, int, int]
-    ) -> Stmt:
-        """Adds `terms` products a time to each element; all rows share the weights just read."""
-        (first, count), (start, trips, terms) = columns, depth
-        outer = Var(fresh_axis("k"))
+        def block(s: Stmt) -> Stmt:
+            return For(r.name, index_const(self.rows), For(c.name, index_const(width), s))
 
-        def add(row: int, column: Expr) -> Stmt:
-            total: Expr | None = None
-            for u in range(terms):
-                k = outer * terms + (start + u)
-                weight = cast(self.rec.dtype, self.rec.weights[self.direction, k, column])
-                term = Load(state, (index_const(row), k)) * weight
-                total = term if total is None else total + term
-            assert total is not None
-            return Accumulate(gates, (index_const(row), column), ScalarOp.ADD, total)
+        zero = block(Store(out, at, as_expr(0, out.dtype)))
+        product = Load(state, (r, k)) * packed[self.direction, p, k, c]
+        step = block(Accumulate(out, at, ScalarOp.ADD, product))
+        meaning = Block((zero, For(k.name, index_const(depth), step)))
+        tile = Tile(out, r.name, c.name, (k.name,), meaning) if depth > 1 else meaning
+        return For(p.name, index_const(panels), tile)
 
-        def body(j: Expr) -> Stmt:
-            column = j + first if first else j
-            rows = tuple(add(row, column) for row in range(self.rows))
-            return Block(rows) if len(rows) > 1 else rows[0]
 
-        return For(outer.name, index_const(trips), elements(count, body))
+def padded(count: int, dtype: DType) -> int:
+    """Columns of all panels that hold `count` columns."""
+    width = _panel_width(count, dtype)
+    return -(-count // width) * width
+
+
+def _panel_width(count: int, dtype: DType) -> int:
+    """Panels of nearly equal width, so that the last one is nearly full."""
+    line = LINE_BYTES // dtype.itemsize
+    lines = -(-count // line)
+    return -(-lines // -(-lines // LINES)) * line
+
+
+def _packed(rec: Recurrence, first: int, count: int) -> Compute:
+    """Some columns of the transposed recurrent weights in panels: [direction, panel, k, column]."""
+    width = _panel_width(count, rec.dtype)
+
+    def element(d: Expr, p: Expr, k: Expr, c: Expr) -> Expr:
+        column = p * width + c
+        value = cast(rec.dtype, rec.weights[d, column + first if first else column, k])
+        return select(column < count, value, as_expr(0, rec.dtype)) if count % width else value
+
+    return compute((rec.directions, -(-count // width), rec.hidden, width), element)
 
 
 def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -332,9 +342,9 @@ def parallel_tasks(rec: Recurrence, elements_per_row: int, body: Callable[[Task]
         raise UnsupportedError(
             f"a hidden state of {rec.hidden} elements is too big for a task's scratch"
         )
-    most = min(ROWS, -(-rec.batch // ROWS), LOCAL_BYTES // row_bytes)
-    rows = max(n for n in range(1, most + 1) if rec.batch % n == 0)
-    groups = rec.batch // rows
+    groups = -(-rec.batch // min(ROWS, LOCAL_BYTES // row_bytes))
+    rows = -(-rec.batch // groups)
+    groups = -(-rec.batch // rows)
     task = Var(fresh_axis("task"))
     direction: Expr = (
         index_const(0) if rec.directions == 1 else task // groups if groups > 1 else task
@@ -356,17 +366,17 @@ def allocated(buffers: Sequence[Buffer], body: Stmt) -> Stmt:
 
 
 def load_state(task: Task, state: Buffer, initial: Tensor | None) -> Stmt:
-    """The state before the first step: given, or zero."""
-
-    def body(row: Row, j: Expr) -> Stmt:
-        value = (
-            as_expr(0, state.dtype)
-            if initial is None
-            else cast(state.dtype, initial[row.state_index(j)])
-        )
-        return Store(state, (row.local, j), value)
-
-    return task.each(index_const(0), task.rec.hidden, body)
+    """The state before the first step: given, or zero. Rows beyond the batch get its last row's."""
+    rec, local, j = task.rec, Var(fresh_axis("row")), Var(fresh_axis("j"))
+    batch: Expr = task.first * task.rows + local
+    if rec.batch % task.rows:
+        batch = minimum(batch, rec.batch - 1)
+    value: Expr = as_expr(0, state.dtype)
+    if initial is not None:
+        row = Row(rec, task.direction, local, batch, index_const(0))
+        value = cast(state.dtype, initial[row.state_index(j)])
+    fill = For(j.name, index_const(rec.hidden), Store(state, (local, j), value))
+    return For(local.name, index_const(task.rows), fill)
 
 
 def store_state(task: Task, state: Buffer, final: Tensor) -> Stmt:

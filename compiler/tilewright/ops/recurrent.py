@@ -26,6 +26,7 @@ from tilewright.ops.recurrence import (
     allocated,
     elements,
     load_state,
+    padded,
     parallel_tasks,
     recurrence,
     require,
@@ -64,9 +65,9 @@ def rnn(
         h, gates = buffers
 
         def update(row: Row, j: Expr) -> Stmt:
-            return _emit(row, j, h, y, row.function(0, Load(gates, (row.local, j))))
+            return _emit(row, j, h, y, row.function(0, _gate(row, j, gates)))
 
-        return [*_gates(task, t, gates, h), _each_valid(task, t, y, update)]
+        return [task.multiply(gates, h, 0, rec.hidden), _each_valid(task, t, y, update)]
 
     return _run(rec, "RNN", [initial_h], {"gates": rec.hidden}, step)
 
@@ -106,7 +107,7 @@ def lstm(
         def update(row: Row, j: Expr) -> Stmt:
             return _lstm_cell(row, j, h, c, gates, y, p, bool(input_forget))
 
-        return [*_gates(task, t, gates, h), _each_valid(task, t, y, update)]
+        return [task.multiply(gates, h, 0, rec.width), _each_valid(task, t, y, update)]
 
     return _run(rec, "LSTM", [initial_h, initial_c], {"gates": rec.width}, step)
 
@@ -126,7 +127,7 @@ def _lstm_cell(
     cell = Load(c, (row.local, j))
 
     def gate(k: int, peephole: int | None) -> Expr:
-        value: Expr = Load(gates, (row.local, j + k * hidden if k else j))
+        value: Expr = _gate(row, j + k * hidden if k else j, gates)
         if p is not None and peephole is not None:
             value = value + cast(row.rec.dtype, p[row.direction, j + peephole * hidden]) * cell
         return value
@@ -165,27 +166,27 @@ def gru(
     )
     if linear_before_reset:
         return _run(rec, "GRU", [initial_h], {"gates": rec.width}, _reset_after)
-    scratch = {"reset": rec.hidden, "gates": rec.width}
+    scratch = {"gates": 2 * rec.hidden, "candidate": rec.hidden, "reset": rec.hidden}
     return _run(rec, "GRU", [initial_h], scratch, _reset_before)
 
 
 def _reset_before(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
     """A step of GRU whose reset gate scales the state before the recurrent product."""
-    (h, reset, gates), hidden = buffers, task.rec.hidden
+    (h, gates, candidate, reset), hidden = buffers, task.rec.hidden
 
     def scaled(row: Row, j: Expr) -> Stmt:
-        gate = row.function(0, Load(gates, (row.local, j + hidden)))
+        gate = row.function(0, _gate(row, j + hidden, gates))
         return Store(reset, (row.local, j), gate * Load(h, (row.local, j)))
 
-    def candidate(row: Row, j: Expr) -> Expr:
-        return Load(gates, (row.local, j + 2 * hidden))
+    def update(row: Row, j: Expr) -> Stmt:
+        value = row.product(j + 2 * hidden) + Load(candidate, (row.local, j))
+        return _gru_cell(row, j, gates, h, y, value)
 
     return [
-        task.each(t, 3 * hidden, lambda row, j: Store(gates, (row.local, j), row.product(j))),
-        *task.accumulate(gates, h, 0, 2 * hidden),
+        task.multiply(gates, h, 0, 2 * hidden),
         task.each(t, hidden, scaled),
-        *task.accumulate(gates, reset, 2 * hidden, hidden),
-        _each_valid(task, t, y, lambda row, j: _gru_cell(row, j, gates, h, y, candidate(row, j))),
+        task.multiply(candidate, reset, 2 * hidden, hidden),
+        _each_valid(task, t, y, update),
     ]
 
 
@@ -193,29 +194,27 @@ def _reset_after(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> l
     """A step of GRU whose reset gate scales the recurrent product, its bias included."""
     (h, gates), rec, hidden = buffers, task.rec, task.rec.hidden
 
-    def start(row: Row, j: Expr) -> Stmt:
-        value = as_expr(0, rec.dtype)
+    def update(row: Row, j: Expr) -> Stmt:
+        gate = row.function(0, _gate(row, j + hidden, gates))
+        recurrent: Expr = Load(gates, (row.local, j + 2 * hidden))
         if rec.bias is not None:
-            value = cast(rec.dtype, rec.bias[row.direction, j + 5 * hidden])
-        return Store(gates, (row.local, j + 2 * hidden), value)
+            recurrent = recurrent + cast(rec.dtype, rec.bias[row.direction, j + 5 * hidden])
+        value = row.product(j + 2 * hidden) + gate * recurrent
+        return _gru_cell(row, j, gates, h, y, value)
 
-    def candidate(row: Row, j: Expr) -> Expr:
-        gate = row.function(0, Load(gates, (row.local, j + hidden)))
-        return row.product(j + 2 * hidden) + gate * Load(gates, (row.local, j + 2 * hidden))
-
-    return [
-        task.each(t, 2 * hidden, lambda row, j: Store(gates, (row.local, j), row.product(j))),
-        task.each(t, hidden, start),
-        *task.accumulate(gates, h, 0, 3 * hidden),
-        _each_valid(task, t, y, lambda row, j: _gru_cell(row, j, gates, h, y, candidate(row, j))),
-    ]
+    return [task.multiply(gates, h, 0, 3 * hidden), _each_valid(task, t, y, update)]
 
 
 def _gru_cell(row: Row, j: Expr, gates: Buffer, h: Buffer, y: Tensor, candidate: Expr) -> Stmt:
     """One element of the state: between the candidate and the old one, as the update gate says."""
-    z = row.function(0, Load(gates, (row.local, j)))
+    z = row.function(0, _gate(row, j, gates))
     new = (1 - z) * row.function(1, candidate) + z * Load(h, (row.local, j))
     return _emit(row, j, h, y, new)
+
+
+def _gate(row: Row, j: Expr, gates: Buffer) -> Expr:
+    """The input of gate element j: the input's part and the state's."""
+    return row.product(j) + Load(gates, (row.local, j))
 
 
 def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
@@ -224,13 +223,6 @@ def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
     return Block(
         (Store(h, state, value), Store(y, row.result_index(j), cast(y.dtype, Load(h, state))))
     )
-
-
-def _gates(task: Task, t: Expr, gates: Buffer, h: Buffer) -> list[Stmt]:
-    """All gates' inputs: the input's part plus the product of state and recurrent weights."""
-    width = task.rec.width
-    start = task.each(t, width, lambda row, j: Store(gates, (row.local, j), row.product(j)))
-    return [start, *task.accumulate(gates, h, 0, width)]
 
 
 def _each_valid(task: Task, t: Expr, y: Tensor, update: Callable[[Row, Expr], Stmt]) -> Stmt:
@@ -251,7 +243,8 @@ def _run(
     """The results of all steps. A step gets the states, h first, then the scratch buffers; these
     have so many elements for each row.
     """
-    widths = {**dict.fromkeys(("h", "c")[: len(initial)], rec.hidden), **scratch}
+    products = {name: padded(width, rec.dtype) for name, width in scratch.items()}
+    widths = {**dict.fromkeys(("h", "c")[: len(initial)], rec.hidden), **products}
 
     def run(task: Task, y: Tensor, finals: Sequence[Tensor]) -> Stmt:
         buffers = [task.buffer(b, width) for b, width in widths.items()]
