@@ -297,7 +297,7 @@ class Task:
         zero = block(Store(out, at, as_expr(0, out.dtype)))
         product = Load(state, (r, k)) * packed[self.direction, p, k, c]
         step = block(Accumulate(out, at, ScalarOp.ADD, product))
-        meaning = Block((zero, For(k.name, index_const(depth), step)))
+        meaning = Block((zero, For(k.name, index_const(depth), step, baked=True)))
         tile = Tile(out, r.name, c.name, (k.name,), meaning) if depth > 1 else meaning
         return For(p.name, index_const(panels), tile)
 
@@ -328,9 +328,9 @@ def _packed(rec: Recurrence, first: int, count: int) -> Compute:
 
 
 def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """A loop over `extent` elements."""
+    """A loop over `extent` elements, a literal in the kernel as the size of the scratch is."""
     j = Var(fresh_axis("j"))
-    return For(j.name, index_const(extent), body(j))
+    return For(j.name, index_const(extent), body(j), baked=True)
 
 
 def parallel_tasks(rec: Recurrence, elements_per_row: int, body: Callable[[Task], Stmt]) -> Stmt:

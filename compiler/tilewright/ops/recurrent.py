@@ -104,39 +104,35 @@ def lstm(
     def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
         h, c, gates = buffers
 
-        def update(row: Row, j: Expr) -> Stmt:
-            return _lstm_cell(row, j, h, c, gates, y, p, bool(input_forget))
+        def gate(row: Row, j: Expr, k: int, peephole: int | None) -> Expr:
+            return _lstm_gate(row, j, (k, peephole), gates, c, p)
 
-        return [task.multiply(gates, h, 0, rec.width), _each_valid(task, t, y, update)]
+        def cell(row: Row, j: Expr) -> Stmt:
+            i = row.function(0, gate(row, j, 0, 0))
+            forget = 1 - i if input_forget else row.function(0, gate(row, j, 2, 2))
+            candidate = row.function(1, gate(row, j, 3, None))
+            at = (row.local, j)
+            return Store(c, at, forget * Load(c, at) + i * candidate)
+
+        def output(row: Row, j: Expr) -> Stmt:
+            value = row.function(0, gate(row, j, 1, 1)) * row.function(2, Load(c, (row.local, j)))
+            return _emit(row, j, h, y, value)
+
+        return [task.multiply(gates, h, 0, rec.width), _each_valid(task, t, y, cell, output)]
 
     return _run(rec, "LSTM", [initial_h, initial_c], {"gates": rec.width}, step)
 
 
-def _lstm_cell(
-    row: Row,
-    j: Expr,
-    h: Buffer,
-    c: Buffer,
-    gates: Buffer,
-    y: Tensor,
-    p: Tensor | None,
-    coupled: bool,
-) -> Stmt:
-    """One element of the cell: the new c, then h from it."""
-    hidden = row.rec.hidden
-    cell = Load(c, (row.local, j))
-
-    def gate(k: int, peephole: int | None) -> Expr:
-        value: Expr = _gate(row, j + k * hidden if k else j, gates)
-        if p is not None and peephole is not None:
-            value = value + cast(row.rec.dtype, p[row.direction, j + peephole * hidden]) * cell
+def _lstm_gate(
+    row: Row, j: Expr, which: tuple[int, int | None], gates: Buffer, c: Buffer, p: Tensor | None
+) -> Expr:
+    """The input of a gate: number of the gate and of its peephole, if it has one."""
+    (k, peephole), hidden = which, row.rec.hidden
+    value = _gate(row, j + k * hidden if k else j, gates)
+    if p is None or peephole is None:
         return value
-
-    i = row.function(0, gate(0, 0))
-    forget = 1 - i if coupled else row.function(0, gate(2, 2))
-    new_cell = Store(c, (row.local, j), forget * cell + i * row.function(1, gate(3, None)))
-    output = row.function(0, gate(1, 1)) * row.function(2, cell)
-    return Block((new_cell, _emit(row, j, h, y, output)))
+    weight = cast(row.rec.dtype, p[row.direction, j + peephole * hidden])
+    return value + weight * Load(c, (row.local, j))
 
 
 @op("GRU")
@@ -225,12 +221,20 @@ def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
     )
 
 
-def _each_valid(task: Task, t: Expr, y: Tensor, update: Callable[[Row, Expr], Stmt]) -> Stmt:
-    """The update of each state element of the rows that have this step."""
+def _each_valid(
+    task: Task, t: Expr, y: Tensor, *updates: Callable[[Row, Expr], Stmt]
+) -> Stmt:
+    """The updates of all state elements of the rows that have this step, one after the other.
+
+    Each is a loop of its own: a chain of two functions in one loop leaves the processor waiting.
+    """
     hidden = task.rec.hidden
-    return task.each_row(
-        t, lambda row: while_valid(row, y, elements(hidden, lambda j: update(row, j)))
-    )
+
+    def every(row: Row) -> Stmt:
+        loops = tuple(elements(hidden, lambda j, u=update: u(row, j)) for update in updates)
+        return while_valid(row, y, Block(loops))
+
+    return task.each_row(t, every)
 
 
 def _run(
