@@ -39,7 +39,9 @@ from tilewright.ops.gate_functions import Function, gate_functions
 from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
 
 LOCAL_BYTES = 256 << 10
-ROWS = 4  # batch rows that share a pass over the recurrent weights
+ROWS = 4  # batch rows that share a pass over the recurrent weights: enough work for each load
+MORE_ROWS = 8  # where the weights come from a cache that is shared and farther away
+NEAR_BYTES = 512 << 10
 LINE_BYTES = 64  # panels are a few whole cache lines wide, whatever the length of a vector
 LINES = 4  # cache lines in a panel's row, at most
 
@@ -342,7 +344,9 @@ def parallel_tasks(rec: Recurrence, elements_per_row: int, body: Callable[[Task]
         raise UnsupportedError(
             f"a hidden state of {rec.hidden} elements is too big for a task's scratch"
         )
-    groups = -(-rec.batch // min(ROWS, LOCAL_BYTES // row_bytes))
+    is_near = rec.weights.size * rec.dtype.itemsize <= NEAR_BYTES * rec.directions
+    most = min(ROWS if is_near else MORE_ROWS, LOCAL_BYTES // row_bytes)
+    groups = -(-rec.batch // most)
     rows = -(-rec.batch // groups)
     groups = -(-rec.batch // rows)
     task = Var(fresh_axis("task"))
