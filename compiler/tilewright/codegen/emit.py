@@ -51,6 +51,7 @@ from tilewright.loops.ir import (
     dtype_of,
     walk,
 )
+from tilewright.loops.bytetile import byte_tile
 from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.microtile import Microtile, Target, microtile, target
 from tilewright.loops.scalars import ScalarOp
@@ -363,12 +364,12 @@ class _Emitter:
     def _tile(self, s: Tile) -> list[str]:
         assert isinstance(s.meaning, Block)
         place = target(s, self.ranges)
+        if s.acc.dtype is DType.I32:
+            return [self._byte_product(s, place)]
         form = microtile(s.meaning.stmts[1], s.rows, s.columns, self.ranges, place.width)
         assert form is not None, "checked by Tensorize"
         vectors = place.width // machine().lanes(s.acc.dtype.bits)
-        out = self.locals[s.acc.name]
-        if place.base.terms or place.base.constant:
-            out = f"{self._use('offset')}({out}, {self._linear(place.base, None)})"
+        out = self._target(s, place)
         if form.window is None and not form.loops and not form.inside and vectors > 2:
             return [self._panel_product(form, place, vectors, out)]
         kind = SUFFIX[s.acc.dtype]
@@ -381,6 +382,22 @@ class _Emitter:
                 *_indent(lines),
             ]
         return [zeros, *lines, f"{self._use('store')}({name}, {out}, {place.row_stride})"]
+
+    def _target(self, s: Tile, place: Target) -> str:
+        name = self.locals[s.acc.name]
+        if not place.base.terms and not place.base.constant:
+            return name
+        return f"{self._use('offset')}({name}, {self._linear(place.base, None)})"
+
+    def _byte_product(self, s: Tile, place: Target) -> str:
+        assert isinstance(s.meaning, Block)
+        form = byte_tile(s, s.meaning.stmts[1], self.ranges, place.width)
+        assert form is not None, "built in this form"
+        vectors = place.width // machine().lanes(s.acc.dtype.bits)
+        b, a = self._base(form.b, form.base_b), self._base(form.a, form.base_a)
+        sizes = f"{place.height}, {vectors}, {self._target(s, place)}, {place.row_stride}"
+        groups = self._extent(form.groups, form.groups.extent)
+        return f"{self._use('byte_product')}({sizes}, {a}, {form.row_stride}, {b}, {groups})"
 
     def _panel_product(self, form: Microtile, place: Target, vectors: int, out: str) -> str:
         """A product with a panel that may be too large for a tile, or too small to keep busy."""

@@ -113,6 +113,7 @@ _PLACES = {
     "tile": ("zeros_f32", "zeros_f64", "store"),
     "matmul": ("matmul",),
     "panels": ("panel_product",),
+    "bytes": ("byte_product",),
     "window": ("matmul_window",),
     "casts": ("select", "to_bool", *(f"to_{t}" for t in _TYPES)),
     "checks": ("report", *CHECKED.values()),

@@ -16,7 +16,6 @@ from typing import TypedDict, Unpack
 from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import (
-    Accumulate,
     Alloc,
     Block,
     Buffer,
@@ -28,7 +27,6 @@ from tilewright.loops.ir import (
     Space,
     Stmt,
     Store,
-    Tile,
     Var,
     as_expr,
     index_const,
@@ -42,8 +40,6 @@ LOCAL_BYTES = 256 << 10
 ROWS = 4  # batch rows that share a pass over the recurrent weights: enough work for each load
 MORE_ROWS = 8  # where the weights come from a cache that is shared and farther away
 NEAR_BYTES = 512 << 10
-LINE_BYTES = 64  # panels are a few whole cache lines wide, whatever the length of a vector
-LINES = 4  # cache lines in a panel's row, at most
 
 
 class FunctionAttributes(TypedDict, total=False):
@@ -163,12 +159,14 @@ def recurrence(
     defaults: Sequence[str],
     layout: int,
     add_recurrent_bias: int | None = None,
+    products: Tensor | None = None,
     direction: str = "forward",
     hidden_size: int | None = None,
     **functions: Unpack[FunctionAttributes],
 ) -> Recurrence:
     """Checked operands, with the input products. Of the recurrent bias only the first
-    `add_recurrent_bias` elements (None: all) are added to the products.
+    `add_recurrent_bias` elements (None: all) are added to the products; `products` that are given
+    are taken as they are.
     """
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
     if directions is None or x.rank != 3 or r.rank != 3:
@@ -177,9 +175,11 @@ def recurrence(
     if hidden_size not in (None, hidden):
         raise fail(f"hidden_size {hidden_size} is not that of the weights, {hidden}")
     _require_weights(w, r, b, (directions, width, x.shape[2]))
+    if products is None:
+        products = _with_bias(_products(x, w, layout), b, width, add_recurrent_bias)
     made = Recurrence(
         x=x,
-        products=_with_bias(_products(x, w, layout), b, width, add_recurrent_bias),
+        products=products,
         weights=r,
         bias=b,
         lengths=lengths,
@@ -282,51 +282,9 @@ class Task:
         """A loop over the task's rows, and one over `extent` elements of each."""
         return self.each_row(step, lambda row: elements(extent, lambda j: body(row, j)))
 
-    def buffer(self, name: str, width: int) -> Buffer:
+    def buffer(self, name: str, width: int, dtype: DType) -> Buffer:
         """Scratch for all rows of the task."""
-        return Buffer(fresh_axis(name), self.rec.dtype, (self.rows, width), space=Space.LOCAL)
-
-    def multiply(self, out: Buffer, state: Buffer, first: int, count: int) -> Stmt:
-        """out[:, :count] = state @ weights[first : first + count].T; the rest of `out` is zero."""
-        packed = _packed(self.rec, first, count)
-        p, r, c, k = (Var(fresh_axis(name)) for name in ("panel", "row", "column", "k"))
-        _, panels, depth, width = packed.shape
-        at = (r, p * width + c)
-
-        def block(s: Stmt) -> Stmt:
-            return For(r.name, index_const(self.rows), For(c.name, index_const(width), s))
-
-        zero = block(Store(out, at, as_expr(0, out.dtype)))
-        product = Load(state, (r, k)) * packed[self.direction, p, k, c]
-        step = block(Accumulate(out, at, ScalarOp.ADD, product))
-        meaning = Block((zero, For(k.name, index_const(depth), step, baked=True)))
-        tile = Tile(out, r.name, c.name, (k.name,), meaning) if depth > 1 else meaning
-        return For(p.name, index_const(panels), tile)
-
-
-def padded(count: int, dtype: DType) -> int:
-    """Columns of all panels that hold `count` columns."""
-    width = _panel_width(count, dtype)
-    return -(-count // width) * width
-
-
-def _panel_width(count: int, dtype: DType) -> int:
-    """Panels of nearly equal width, so that the last one is nearly full."""
-    line = LINE_BYTES // dtype.itemsize
-    lines = -(-count // line)
-    return -(-lines // -(-lines // LINES)) * line
-
-
-def _packed(rec: Recurrence, first: int, count: int) -> Compute:
-    """Some columns of the transposed recurrent weights in panels: [direction, panel, k, column]."""
-    width = _panel_width(count, rec.dtype)
-
-    def element(d: Expr, p: Expr, k: Expr, c: Expr) -> Expr:
-        column = p * width + c
-        value = cast(rec.dtype, rec.weights[d, column + first if first else column, k])
-        return select(column < count, value, as_expr(0, rec.dtype)) if count % width else value
-
-    return compute((rec.directions, -(-count // width), rec.hidden, width), element)
+        return Buffer(fresh_axis(name), dtype, (self.rows, width), space=Space.LOCAL)
 
 
 def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -335,16 +293,13 @@ def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
     return For(j.name, index_const(extent), body(j), baked=True)
 
 
-def parallel_tasks(rec: Recurrence, elements_per_row: int, body: Callable[[Task], Stmt]) -> Stmt:
-    """One task for each direction and group of batch rows; a row needs `elements_per_row` of
-    scratch.
-    """
-    row_bytes = elements_per_row * rec.dtype.itemsize
+def parallel_tasks(rec: Recurrence, row_bytes: int, body: Callable[[Task], Stmt]) -> Stmt:
+    """One task for each direction and group of batch rows; a row needs `row_bytes` of scratch."""
     if row_bytes > LOCAL_BYTES:
         raise UnsupportedError(
             f"a hidden state of {rec.hidden} elements is too big for a task's scratch"
         )
-    is_near = rec.weights.size * rec.dtype.itemsize <= NEAR_BYTES * rec.directions
+    is_near = rec.weights.size * rec.weights.dtype.itemsize <= NEAR_BYTES * rec.directions
     most = min(ROWS if is_near else MORE_ROWS, LOCAL_BYTES // row_bytes)
     groups = -(-rec.batch // most)
     rows = -(-rec.batch // groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 from tilewright.loops.ir import (
@@ -26,7 +26,6 @@ from tilewright.ops.recurrence import (
     allocated,
     elements,
     load_state,
-    padded,
     parallel_tasks,
     recurrence,
     require,
@@ -34,6 +33,7 @@ from tilewright.ops.recurrence import (
     while_valid,
 )
 from tilewright.ops.registry import op
+from tilewright.ops.state_products import PlainProduct, Scratch, StateProduct, multiply, padded
 from tilewright.ops.tensor import Tensor, compute, fresh_axis, nest
 
 Step = Callable[[Task, Expr, Tensor, Sequence[Buffer]], list[Stmt]]
@@ -61,15 +61,17 @@ def rnn(
         **attributes,
     )
 
+    product = PlainProduct(rec)
+
     def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
-        h, gates = buffers
+        h, *scratch = buffers
 
         def update(row: Row, j: Expr) -> Stmt:
-            return _emit(row, j, h, y, row.function(0, _gate(row, j, gates)))
+            return _emit(row, j, h, y, row.function(0, product.gate(row, j, scratch)))
 
-        return [task.multiply(gates, h, 0, rec.hidden), _each_valid(task, t, y, update)]
+        return [*product.statements(task, t, h, scratch), _each_valid(task, t, y, update)]
 
-    return _run(rec, "RNN", [initial_h], {"gates": rec.hidden}, step)
+    return _run(rec, "RNN", [initial_h], product.scratch(), step)
 
 
 @op("LSTM")
@@ -98,18 +100,35 @@ def lstm(
         layout=layout,
         **attributes,
     )
+    return run_lstm(rec, initial_h, initial_c, p, bool(input_forget), PlainProduct(rec))
+
+
+def run_lstm(
+    rec: Recurrence,
+    initial_h: Tensor | None,
+    initial_c: Tensor | None,
+    p: Tensor | None,
+    coupled: bool,
+    product: StateProduct,
+) -> tuple[Tensor, ...]:
+    """The steps of an LSTM, in which the state's part of the gates is computed by `product`."""
     require("P", p, (rec.directions, 3 * rec.hidden))
     require("initial_c", initial_c, rec.shapes[1])
+    hidden = rec.hidden
 
     def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
-        h, c, gates = buffers
+        h, c, *scratch = buffers
 
         def gate(row: Row, j: Expr, k: int, peephole: int | None) -> Expr:
-            return _lstm_gate(row, j, (k, peephole), gates, c, p)
+            value = product.gate(row, j + k * hidden if k else j, scratch)
+            if p is None or peephole is None:
+                return value
+            weight = cast(rec.dtype, p[row.direction, j + peephole * hidden])
+            return value + weight * Load(c, (row.local, j))
 
         def cell(row: Row, j: Expr) -> Stmt:
             i = row.function(0, gate(row, j, 0, 0))
-            forget = 1 - i if input_forget else row.function(0, gate(row, j, 2, 2))
+            forget = 1 - i if coupled else row.function(0, gate(row, j, 2, 2))
             candidate = row.function(1, gate(row, j, 3, None))
             at = (row.local, j)
             return Store(c, at, forget * Load(c, at) + i * candidate)
@@ -118,21 +137,9 @@ def lstm(
             value = row.function(0, gate(row, j, 1, 1)) * row.function(2, Load(c, (row.local, j)))
             return _emit(row, j, h, y, value)
 
-        return [task.multiply(gates, h, 0, rec.width), _each_valid(task, t, y, cell, output)]
+        return [*product.statements(task, t, h, scratch), _each_valid(task, t, y, cell, output)]
 
-    return _run(rec, "LSTM", [initial_h, initial_c], {"gates": rec.width}, step)
-
-
-def _lstm_gate(
-    row: Row, j: Expr, which: tuple[int, int | None], gates: Buffer, c: Buffer, p: Tensor | None
-) -> Expr:
-    """The input of a gate: number of the gate and of its peephole, if it has one."""
-    (k, peephole), hidden = which, row.rec.hidden
-    value = _gate(row, j + k * hidden if k else j, gates)
-    if p is None or peephole is None:
-        return value
-    weight = cast(row.rec.dtype, p[row.direction, j + peephole * hidden])
-    return value + weight * Load(c, (row.local, j))
+    return _run(rec, "LSTM", [initial_h, initial_c], product.scratch(), step)
 
 
 @op("GRU")
@@ -161,8 +168,9 @@ def gru(
         **attributes,
     )
     if linear_before_reset:
-        return _run(rec, "GRU", [initial_h], {"gates": rec.width}, _reset_after)
-    scratch = {"gates": 2 * rec.hidden, "candidate": rec.hidden, "reset": rec.hidden}
+        return _run(rec, "GRU", [initial_h], PlainProduct(rec).scratch(), _reset_after)
+    counts = {"gates": 2 * rec.hidden, "candidate": rec.hidden, "reset": rec.hidden}
+    scratch = {name: (padded(n, rec.dtype), rec.dtype) for name, n in counts.items()}
     return _run(rec, "GRU", [initial_h], scratch, _reset_before)
 
 
@@ -179,9 +187,9 @@ def _reset_before(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> 
         return _gru_cell(row, j, gates, h, y, value)
 
     return [
-        task.multiply(gates, h, 0, 2 * hidden),
+        multiply(task, gates, h, 0, 2 * hidden),
         task.each(t, hidden, scaled),
-        task.multiply(candidate, reset, 2 * hidden, hidden),
+        multiply(task, candidate, reset, 2 * hidden, hidden),
         _each_valid(task, t, y, update),
     ]
 
@@ -198,7 +206,7 @@ def _reset_after(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> l
         value = row.product(j + 2 * hidden) + gate * recurrent
         return _gru_cell(row, j, gates, h, y, value)
 
-    return [task.multiply(gates, h, 0, 3 * hidden), _each_valid(task, t, y, update)]
+    return [multiply(task, gates, h, 0, 3 * hidden), _each_valid(task, t, y, update)]
 
 
 def _gru_cell(row: Row, j: Expr, gates: Buffer, h: Buffer, y: Tensor, candidate: Expr) -> Stmt:
@@ -241,17 +249,16 @@ def _run(
     rec: Recurrence,
     name: str,
     initial: Sequence[Tensor | None],
-    scratch: Mapping[str, int],
+    scratch: Scratch,
     step: Step,
 ) -> tuple[Tensor, ...]:
-    """The results of all steps. A step gets the states, h first, then the scratch buffers; these
-    have so many elements for each row.
-    """
-    products = {name: padded(width, rec.dtype) for name, width in scratch.items()}
-    widths = {**dict.fromkeys(("h", "c")[: len(initial)], rec.hidden), **products}
+    """The results of all steps. A step gets the states, h first, then the scratch buffers."""
+    states = dict.fromkeys(("h", "c")[: len(initial)], (rec.hidden, rec.dtype))
+    widths = {**states, **scratch}
+    row_bytes = sum(width * dtype.itemsize for width, dtype in widths.values())
 
     def run(task: Task, y: Tensor, finals: Sequence[Tensor]) -> Stmt:
-        buffers = [task.buffer(b, width) for b, width in widths.items()]
+        buffers = [task.buffer(name, *what) for name, what in widths.items()]
         states, t = buffers[: len(initial)], Var(fresh_axis("t"))
         before = [load_state(task, *pair) for pair in zip(states, initial, strict=True)]
         steps = For(t.name, index_const(rec.steps), Block(tuple(step(task, t, y, buffers))))
@@ -259,7 +266,7 @@ def _run(
         return allocated(buffers, Block((*before, steps, *after)))
 
     def body(y: Tensor, *finals: Tensor) -> Stmt:
-        return parallel_tasks(rec, sum(widths.values()), lambda task: run(task, y, finals))
+        return parallel_tasks(rec, row_bytes, lambda task: run(task, y, finals))
 
     return _results(rec, name, initial, body)
 

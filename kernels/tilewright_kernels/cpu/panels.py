@@ -7,10 +7,11 @@ computed in parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 
 from tilewright_kernels.cpu import machine
@@ -53,10 +54,54 @@ def parts(rows: int, vectors: int) -> Parts:
     return Parts(-(-rows // -(-rows // height)), width, -(-CHAINS // (height * width)))
 
 
+Step = Callable[[Any, Sequence[Any]], list[Any]]
+"""One k: the registers with their products added."""
+
+
+def chained_sums(builder: Any, step: Step, start: Sequence[Any], count: Any, chains: int) -> Any:
+    """The sums over all k: whole rounds of the chains, then what is left on the first."""
+    whole = builder.mul(builder.sdiv(count, word(chains)), word(chains))
+    carried = _loop(builder, step, (word(0), whole), [start] * chains)
+    if chains == 1:
+        return carried[0]
+    is_integer = isinstance(start[0].type.element, ir.IntType)
+    add = builder.add if is_integer else builder.fadd
+    total = carried[0]
+    for other in carried[1:]:
+        total = [add(x, y) for x, y in zip(total, other, strict=True)]
+    return _loop(builder, step, (whole, count), [total])[0]
+
+
+def _loop(
+    builder: Any, step: Step, bounds: tuple[Any, Any], starts: Sequence[Sequence[Any]]
+) -> list[list[Any]]:
+    """Chain c takes k = first + c, and then every len(starts)-th."""
+    before = builder.block
+    head, body, end = (builder.append_basic_block(f"sum.{s}") for s in ("head", "body", "end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    k = builder.phi(I64)
+    k.add_incoming(bounds[0], before)
+    carried = [[builder.phi(x.type) for x in chain] for chain in starts]
+    builder.cbranch(builder.icmp_signed("<", k, bounds[1]), body, end)
+    builder.position_at_end(body)
+    results = [step(builder.add(k, word(c)), chain) for c, chain in enumerate(carried)]
+    keep_loop_rolled(builder)
+    k.add_incoming(builder.add(k, word(len(starts))), body)
+    for chain, first, result in zip(carried, starts, results, strict=True):
+        for phi, x, y in zip(chain, first, result, strict=True):
+            phi.add_incoming(x, before)
+            phi.add_incoming(y, body)
+    builder.branch(head)
+    builder.position_at_end(end)
+    return carried
+
+
 @dataclass(frozen=True)
 class _Part:
     """Where a part of the product reads its operands."""
 
+    builder: Any
     vector: Any
     rows: Sequence[Any]  # pointers
     k_stride: Any
@@ -64,8 +109,8 @@ class _Part:
     width: int  # of the panel
     columns: Sequence[int]  # where its vectors start in the panel
 
-    def step(self, builder: Any, k: Any, registers: Sequence[Any]) -> list[Any]:
-        """One k, added to one chain."""
+    def step(self, k: Any, registers: Sequence[Any]) -> list[Any]:
+        builder = self.builder
         first, along = builder.mul(k, word(self.width)), builder.mul(k, self.k_stride)
         columns = [
             load_vector(builder, self.panel, self.vector, builder.add(first, word(c)))
@@ -77,47 +122,6 @@ class _Part:
             for v, column in enumerate(columns):
                 results.append(fma(builder, element, column, registers[r * len(columns) + v]))
         return results
-
-    def sums(self, builder: Any, count: Any, chains: int) -> list[Any]:
-        """The sums over all k: whole rounds of the chains, then what is left on the first."""
-        zero = self.vector(None)
-        start = [zero] * (len(self.rows) * len(self.columns))
-        whole = builder.mul(builder.sdiv(count, word(chains)), word(chains))
-        carried = self._loop(builder, (word(0), whole), [start] * chains)
-        if chains == 1:
-            return carried[0]
-        total = carried[0]
-        for other in carried[1:]:
-            total = [builder.fadd(x, y) for x, y in zip(total, other, strict=True)]
-        return self._loop(builder, (whole, count), [total])[0]
-
-    def _loop(
-        self, builder: Any, bounds: tuple[Any, Any], starts: Sequence[Sequence[Any]]
-    ) -> list[list[Any]]:
-        """Chain c takes k = first + c, then every so manieth."""
-        before = builder.block
-        head, body, end = (
-            builder.append_basic_block(f"panel.{part}") for part in ("head", "body", "end")
-        )
-        builder.branch(head)
-        builder.position_at_end(head)
-        k = builder.phi(I64)
-        k.add_incoming(bounds[0], before)
-        carried = [[builder.phi(self.vector) for _ in chain] for chain in starts]
-        builder.cbranch(builder.icmp_signed("<", k, bounds[1]), body, end)
-        builder.position_at_end(body)
-        results = [
-            self.step(builder, builder.add(k, word(c)), chain) for c, chain in enumerate(carried)
-        ]
-        keep_loop_rolled(builder)
-        k.add_incoming(builder.add(k, word(len(starts))), body)
-        for chain, first, result in zip(carried, starts, results, strict=True):
-            for phi, x, y in zip(chain, first, result, strict=True):
-                phi.add_incoming(x, before)
-                phi.add_incoming(y, body)
-        builder.branch(head)
-        builder.position_at_end(end)
-        return carried
 
 
 @literal_intrinsic
@@ -147,8 +151,9 @@ def panel_product(
             for start in range(0, across, part.vectors):
                 group = range(start, min(start + part.vectors, across))
                 columns = [v * lanes for v in group]
-                here = _Part(vector, pointers, along, panel, across * lanes, columns)
-                sums = iter(here.sums(builder, count, part.chains))
+                here = _Part(builder, vector, pointers, along, panel, across * lanes, columns)
+                zeros = [vector(None)] * (len(used) * len(group))
+                sums = iter(chained_sums(builder, here.step, zeros, count, part.chains))
                 for r in used:
                     row = builder.mul(target_stride, word(r))
                     for c in columns:
