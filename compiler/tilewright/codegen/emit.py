@@ -28,6 +28,7 @@ from tilewright.codegen.spelling import (
 )
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, linear
+from tilewright.loops.bytetile import byte_tile
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -51,13 +52,13 @@ from tilewright.loops.ir import (
     dtype_of,
     walk,
 )
-from tilewright.loops.bytetile import byte_tile
 from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.microtile import Microtile, Target, microtile, target
 from tilewright.loops.scalars import ScalarOp
 from tilewright_kernels.cpu.machine import machine
 
 SUMS = frozenset((ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL))
+INTEGER_TYPES = frozenset(SUFFIX.values())  # names that kernels import
 QUOTIENTS = frozenset((ScalarOp.FLOORDIV, ScalarOp.MOD))
 
 
@@ -165,7 +166,8 @@ class _Emitter:
         return [f"for t in {bounds}:", *_indent([*lines, *self._statement(s)])]
 
     def _axis(self, axis: str) -> str:
-        return self.axes.setdefault(axis, f"i{len(self.axes)}")
+        name = f"i{len(self.axes)}"
+        return self.axes.setdefault(axis, f"{name}_" if name in INTEGER_TYPES else name)
 
     def _statement(self, s: Stmt) -> list[str]:
         match s:

@@ -46,7 +46,9 @@ class Lowered:
 
 def lower(group: Group, program: Program) -> Lowered:
     """The loop nest of a group."""
-    return _lower_nest(group, program) if group.nest is not None else _Lowering(group, program).run()
+    return (
+        _lower_nest(group, program) if group.nest is not None else _Lowering(group, program).run()
+    )
 
 
 def loop(axis: str, extent: int, body: Stmt) -> Stmt:

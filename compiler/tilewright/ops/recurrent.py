@@ -14,7 +14,6 @@ from tilewright.loops.ir import (
     Stmt,
     Store,
     Var,
-    as_expr,
     index_const,
 )
 from tilewright.ops.common import cast
@@ -229,9 +228,7 @@ def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
     )
 
 
-def _each_valid(
-    task: Task, t: Expr, y: Tensor, *updates: Callable[[Row, Expr], Stmt]
-) -> Stmt:
+def _each_valid(task: Task, t: Expr, y: Tensor, *updates: Callable[[Row, Expr], Stmt]) -> Stmt:
     """The updates of all state elements of the rows that have this step, one after the other.
 
     Each is a loop of its own: a chain of two functions in one loop leaves the processor waiting.

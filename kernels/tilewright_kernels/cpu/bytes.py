@@ -54,9 +54,7 @@ class _Part:
 
     def _load(self, index: Any) -> Any:
         place = self.builder.gep(self.panel, [index])
-        return self.builder.load(
-            self.builder.bitcast(place, self.vector.as_pointer()), align=1
-        )
+        return self.builder.load(self.builder.bitcast(place, self.vector.as_pointer()), align=1)
 
     def step(self, k: Any, registers: Sequence[Any]) -> list[Any]:
         builder = self.builder

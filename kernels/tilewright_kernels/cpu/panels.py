@@ -162,5 +162,3 @@ def panel_product(
 
     i64 = types.int64
     return types.void(rows, vectors, out, i64, a, i64, i64, b, i64), emit
-
-
