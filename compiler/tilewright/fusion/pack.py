@@ -5,7 +5,7 @@ A constant is packed once and shared by all plans; anything else is packed by a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -90,9 +90,21 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
             t = _channels_innermost(t)
         order.append(t)
         done[t.name] = t
-    program.order = order
     program.outputs = tuple(done.get(t.name, t) for t in program.outputs)
+    program.order = _needed(order, program.outputs)
     return program
+
+
+def _needed(order: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that something still reads: not those whose only use was to be packed."""
+    read = {t.name for t in outputs}
+    kept: list[Tensor] = []
+    for t in reversed(order):
+        siblings = {o.name for o in t.nest[0].outputs} if isinstance(t, NestOutput) else {t.name}
+        if siblings & read or not isinstance(t, Compute):
+            kept.append(t)
+            read |= {s.name for s in sources(t)}
+    return kept[::-1]
 
 
 def _feeds_nests(t: Compute, program: Program) -> bool:

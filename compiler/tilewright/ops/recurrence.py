@@ -34,6 +34,7 @@ from tilewright.loops.ir import (
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast, fail, maximum, minimum, reshape_to, select
 from tilewright.ops.gate_functions import Function, gate_functions
+from tilewright.ops.panels import elements
 from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
 
 LOCAL_BYTES = 256 << 10
@@ -285,12 +286,6 @@ class Task:
     def buffer(self, name: str, width: int, dtype: DType) -> Buffer:
         """Scratch for all rows of the task."""
         return Buffer(fresh_axis(name), dtype, (self.rows, width), space=Space.LOCAL)
-
-
-def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """A loop over `extent` elements, a literal in the kernel as the size of the scratch is."""
-    j = Var(fresh_axis("j"))
-    return For(j.name, index_const(extent), body(j), baked=True)
 
 
 def parallel_tasks(rec: Recurrence, row_bytes: int, body: Callable[[Task], Stmt]) -> Stmt:

@@ -17,13 +17,13 @@ from tilewright.loops.ir import (
     index_const,
 )
 from tilewright.ops.common import cast
+from tilewright.ops.panels import elements, padded
 from tilewright.ops.recurrence import (
     Recurrence,
     RecurrentAttributes,
     Row,
     Task,
     allocated,
-    elements,
     load_state,
     parallel_tasks,
     recurrence,
@@ -32,7 +32,7 @@ from tilewright.ops.recurrence import (
     while_valid,
 )
 from tilewright.ops.registry import op
-from tilewright.ops.state_products import PlainProduct, Scratch, StateProduct, multiply, padded
+from tilewright.ops.state_products import PlainProduct, Scratch, StateProduct, multiply
 from tilewright.ops.tensor import Tensor, compute, fresh_axis, nest
 
 Step = Callable[[Task, Expr, Tensor, Sequence[Buffer]], list[Stmt]]

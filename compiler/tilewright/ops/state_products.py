@@ -1,36 +1,23 @@
-"""Products of the hidden state with the recurrent weights, which lie in panels.
-
-Panels are a few whole cache lines wide, whatever the length of a vector, and nearly equal: the last
-one is padded with zeros.
-"""
+"""Products of the hidden state with the recurrent weights: how a step gets its gates' inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from tilewright.dtypes import DType
 from tilewright.loops.ir import (
-    Accumulate,
-    Block,
     Buffer,
     Expr,
-    For,
     Load,
     Stmt,
-    Store,
-    Tile,
     Var,
     as_expr,
-    index_const,
 )
-from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast, select
+from tilewright.ops.panels import padded, panel_loop, panel_width
 from tilewright.ops.recurrence import Recurrence, Row, Task
-from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
-
-LINE_BYTES = 64
-LINES = 4  # in a panel's row, at most
+from tilewright.ops.tensor import Compute, compute, fresh_axis
 
 Scratch = Mapping[str, tuple[int, DType]]
 """Elements for each row of a task, by name, and their type."""
@@ -68,19 +55,6 @@ class PlainProduct:
         return row.product(j) + Load(scratch[0], (row.local, j))
 
 
-def padded(count: int, dtype: DType) -> int:
-    """Columns of all panels that hold `count` columns."""
-    width = panel_width(count, dtype)
-    return -(-count // width) * width
-
-
-def panel_width(count: int, dtype: DType) -> int:
-    """Columns of a panel; `dtype` is the type of the sums."""
-    line = LINE_BYTES // dtype.itemsize
-    lines = -(-count // line)
-    return -(-lines // -(-lines // LINES)) * line
-
-
 def multiply(task: Task, out: Buffer, state: Buffer, first: int, count: int) -> Stmt:
     """out[:, :count] = state @ weights[first : first + count].T; the rest of `out` is zero."""
     packed = _packed(task.rec, first, count)
@@ -90,39 +64,7 @@ def multiply(task: Task, out: Buffer, state: Buffer, first: int, count: int) -> 
     def steps(r: Expr, p: Expr, c: Expr) -> Expr:
         return Load(state, (r, k)) * packed[task.direction, p, k, c]
 
-    return panel_loop(task, out, packed, [(k.name, depth)] if depth > 1 else [], steps)
-
-
-def panel_loop(
-    task: Task,
-    out: Buffer,
-    packed: Tensor,
-    depth: Sequence[tuple[str, int]],
-    product: Callable[[Expr, Expr, Expr], Expr],
-) -> Stmt:
-    """One tile for each panel: the sum over `depth` of what `product` says for a row, a panel and
-    its column. Without a depth there is a single product, which no tile is made for.
-    """
-    r, p, c = (Var(fresh_axis(name)) for name in ("row", "panel", "column"))
-    panels, width = packed.shape[1], panel_width_of(packed)
-    at = (r, p * width + c)
-
-    def block(s: Stmt) -> Stmt:
-        return For(r.name, index_const(task.rows), For(c.name, index_const(width), s))
-
-    zero = block(Store(out, at, as_expr(0, out.dtype)))
-    steps = block(Accumulate(out, at, ScalarOp.ADD, product(r, p, c)))
-    for axis, extent in reversed(depth):
-        steps = For(axis, index_const(extent), steps, baked=True)
-    meaning = Block((zero, steps))
-    names = tuple(axis for axis, _ in depth)
-    tile = Tile(out, r.name, c.name, names, meaning) if depth else meaning
-    return For(p.name, index_const(panels), tile)
-
-
-def panel_width_of(packed: Tensor) -> int:
-    """The columns of packed weights [direction, panel, depth, column, byte of a group]."""
-    return packed.shape[3]
+    return panel_loop(out, packed, [(k.name, depth)] if depth > 1 else [], steps)
 
 
 def _packed(rec: Recurrence, first: int, count: int) -> Compute:
