@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tilewright.loops.affine import Linear, Range
-from tilewright.loops.ir import Accumulate, Apply, Cast, Expr, For, Load, Stmt, Tile
+from tilewright.loops.ir import Accumulate, Apply, Cast, Const, Expr, For, Load, Stmt, Tile
 from tilewright.loops.locate import offset
 
 GROUP = 4
@@ -43,7 +43,8 @@ def byte_tile(tile: Tile, steps: Stmt, ranges: Mapping[str, Range], width: int) 
     stepping = (tile.columns, outer, inner)
     if [at.coefficient(s) for s in stepping] != [0, GROUP, 1]:
         return None
-    if [bt.coefficient(s) for s in stepping] != [GROUP, GROUP * width, 1]:
+    single = isinstance(steps.extent, Const) and steps.extent.value == 1
+    if [bt.coefficient(s) for s in stepping] != [GROUP, 0 if single else GROUP * width, 1]:
         return None
     for axis in (tile.rows, *stepping):
         at, bt = at.without(axis), bt.without(axis)

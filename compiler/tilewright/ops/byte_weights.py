@@ -36,6 +36,10 @@ GROUP = 4  # bytes of consecutive k that lie side by side
 LANES = 64  # extremes that are tracked side by side
 STEPS = 255
 
+Read = Callable[[Expr], Expr]
+Track = Callable[[int, Read], Stmt]
+"""Takes note of so many values, read by position."""
+
 
 @dataclass(frozen=True)
 class ByteWeights:
@@ -144,9 +148,7 @@ class Rounding:
         return cast(DType.U8, minimum(maximum(steps, 0), STEPS))
 
 
-def round_row(
-    count: int, read: Callable[[Expr], Expr], rounding: Rounding, row: Buffer, at: Expr
-) -> Stmt:
+def round_row(count: int, read: Read, rounding: Rounding, row: Buffer, at: Expr) -> Stmt:
     """row[at, j] = the byte of read(j)."""
     return elements(count, lambda j: Store(row, (at, j), rounding.byte(read(j))))
 
@@ -162,12 +164,10 @@ def sum_row(count: int, row: Buffer, at: Expr, total: Buffer) -> Stmt:
 
 
 def with_range(
-    scan: Callable[[Callable[[int, Callable[[Expr], Expr]], Stmt]], Stmt],
+    scan: Callable[[Track], Stmt],
     keep: Callable[[Expr, Expr], Stmt],
 ) -> Stmt:
-    """`scan(track)` shows all values by calls of track(count, read); `keep` gets their scale and
-    the zero point.
-    """
+    """`scan` shows all values to what it is given; `keep` gets their scale and zero point."""
     low, high = (
         Buffer(fresh_axis(name), DType.F32, (LANES,), space=Space.LOCAL) for name in ("low", "high")
     )
@@ -179,7 +179,7 @@ def with_range(
     def begin(j: Expr) -> Stmt:
         return Block(tuple(Store(b, (j,), as_expr(0, DType.F32)) for b in (low, high)))
 
-    def track(count: int, read: Callable[[Expr], Expr]) -> Stmt:
+    def track(count: int, read: Read) -> Stmt:
         block, whole = Var(fresh_axis("block")), count // LANES
         parts: list[Stmt] = []
         if whole:

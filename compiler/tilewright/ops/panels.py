@@ -54,8 +54,9 @@ def panel_loop(
     depth: Sequence[tuple[str, int]],
     product: Callable[[Expr, Expr, Expr], Expr],
 ) -> Stmt:
-    """One tile for each panel of weights [direction, panel, depth, column ...]: the sum over `depth` of what `product` says for a row, a panel and
-    its column. Without a depth there is a single product, which no tile is made for.
+    """One tile for each panel of weights [direction, panel, depth..., column, ...]: the sum over
+    `depth` of what `product` says for a row, a panel and its column. Without a depth there is a
+    single product, which no tile is made for.
     """
     r, p, c = (Var(fresh_axis(name)) for name in ("row", "panel", "column"))
     panels, width = packed.shape[1], packed.shape[3]

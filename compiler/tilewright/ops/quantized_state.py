@@ -26,6 +26,7 @@ from tilewright.ops.byte_weights import (
     GROUP,
     ByteWeights,
     Rounding,
+    Track,
     round_row,
     sum_row,
     with_range,
@@ -90,9 +91,9 @@ class QuantisedProduct:
 
             return task.each_row(t, both)
 
-        def scan(track) -> Stmt:  # type: ignore[no-untyped-def]
+        def scan(track: Track) -> Stmt:
             def one(row: Row) -> Stmt:
-                shown: Stmt = track(hidden, lambda j: Load(h, (row.local, j)))
+                shown = track(hidden, lambda j: Load(h, (row.local, j)))
                 return shown if self.rec.lengths is None else If(row.step <= row.length, shown)
 
             return task.each_row(t, one)
@@ -140,9 +141,9 @@ def input_products(x: Tensor, weights: ByteWeights) -> NestOutput:
 def _input_range(x: Tensor) -> tuple[NestOutput, ...]:
     """The scale and the zero point of x."""
 
-    def scan(track) -> Stmt:  # type: ignore[no-untyped-def]
+    def scan(track: Track) -> Stmt:
         t, n = (Var(fresh_axis(name)) for name in ("t", "n"))
-        shown: Stmt = track(x.shape[2], lambda k: x[t, n, k])
+        shown = track(x.shape[2], lambda k: x[t, n, k])
         inner = For(n.name, index_const(x.shape[1]), shown)
         return For(t.name, index_const(x.shape[0]), inner)
 

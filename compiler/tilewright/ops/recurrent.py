@@ -236,8 +236,10 @@ def _each_valid(task: Task, t: Expr, y: Tensor, *updates: Callable[[Row, Expr], 
     hidden = task.rec.hidden
 
     def every(row: Row) -> Stmt:
-        loops = tuple(elements(hidden, lambda j, u=update: u(row, j)) for update in updates)
-        return while_valid(row, y, Block(loops))
+        def loop(update: Callable[[Row, Expr], Stmt]) -> Stmt:
+            return elements(hidden, lambda j: update(row, j))
+
+        return while_valid(row, y, Block(tuple(map(loop, updates))))
 
     return task.each_row(t, every)
 

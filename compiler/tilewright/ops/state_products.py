@@ -13,6 +13,7 @@ from tilewright.loops.ir import (
     Stmt,
     Var,
     as_expr,
+    index_const,
 )
 from tilewright.ops.common import cast, select
 from tilewright.ops.panels import padded, panel_loop, panel_width
@@ -59,12 +60,13 @@ def multiply(task: Task, out: Buffer, state: Buffer, first: int, count: int) -> 
     """out[:, :count] = state @ weights[first : first + count].T; the rest of `out` is zero."""
     packed = _packed(task.rec, first, count)
     _, _, depth, _ = packed.shape
-    k = Var(fresh_axis("k"))
+    axis = fresh_axis("k")
+    k: Expr = Var(axis) if depth > 1 else index_const(0)
 
     def steps(r: Expr, p: Expr, c: Expr) -> Expr:
         return Load(state, (r, k)) * packed[task.direction, p, k, c]
 
-    return panel_loop(out, packed, [(k.name, depth)] if depth > 1 else [], steps)
+    return panel_loop(out, packed, [(axis, depth)] if depth > 1 else [], steps)
 
 
 def _packed(rec: Recurrence, first: int, count: int) -> Compute:
