@@ -174,7 +174,7 @@ def quantised(
     )
     shape = (d, 4 * hidden) if per_column else (d,)
     scales = [random.uniform(0.003, 0.01, shape).astype(np.float32) for _ in range(2)]
-    point = np.full(shape, zero, kind)
+    point: np.ndarray = np.full(shape, zero, kind)
     given = [normal(STEPS, BATCH, INPUTS), w, r, normal(d, 8 * hidden, seed=3)]
     state = [np.array([STEPS, 1], np.int32), normal(d, BATCH, hidden, seed=4)]
     more = [normal(d, BATCH, hidden, seed=5), normal(d, 3 * hidden, seed=6)]

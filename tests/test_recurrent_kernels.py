@@ -62,7 +62,8 @@ def test_sizes(op: str, direction: str) -> None:
         width = GATES[op] * hidden
         lengths = np.arange(batch, dtype=np.int32)[::-1] % STEPS + 1
         lengths[0] = STEPS
-        given = [normal(STEPS, batch, INPUTS), normal(d, width, INPUTS, seed=1) / 4]
+        given: list[np.ndarray | None] = [normal(STEPS, batch, INPUTS)]
+        given += [normal(d, width, INPUTS, seed=1) / 4]
         given += [normal(d, width, hidden, seed=2) / 8, normal(d, 2 * width, seed=3)]
         given += [lengths, normal(d, batch, hidden, seed=4)]
         how: dict[str, Any] = {"hidden_size": hidden, "direction": direction}
@@ -104,8 +105,9 @@ def test_bytes(kind: type, zero: int, per_column: bool) -> None:
             for n in (INPUTS, hidden)
         )
         scales = [random.uniform(0.002, 0.006, shape).astype(np.float32) for _ in range(2)]
-        point = np.full(shape, zero, kind)
-        given = [normal(STEPS, batch, INPUTS), w, r, normal(2, 8 * hidden, seed=3), None, None]
+        point: np.ndarray = np.full(shape, zero, kind)
+        given: list[np.ndarray | None] = [normal(STEPS, batch, INPUTS), w, r]
+        given += [normal(2, 8 * hidden, seed=3), None, None]
         more = [None, None, scales[0], point, scales[1], point]
         how: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional"}
         agree("DynamicQuantizeLSTM", [*given, *more], 3, "com.microsoft", **how)

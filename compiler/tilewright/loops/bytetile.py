@@ -41,10 +41,13 @@ def byte_tile(tile: Tile, steps: Stmt, ranges: Mapping[str, Range], width: int) 
         return None
     at, bt = (offset(x.buffer, x.index, ranges) for x in (a, b))
     stepping = (tile.columns, outer, inner)
-    if [at.coefficient(s) for s in stepping] != [0, GROUP, 1]:
+    if [at.coefficient(s) for s in (tile.columns, inner)] != [0, 1]:
         return None
-    single = isinstance(steps.extent, Const) and steps.extent.value == 1
-    if [bt.coefficient(s) for s in stepping] != [GROUP, 0 if single else GROUP * width, 1]:
+    if [bt.coefficient(s) for s in (tile.columns, inner)] != [GROUP, 1]:
+        return None
+    is_single = isinstance(steps.extent, Const) and steps.extent.value == 1
+    along = (at.coefficient(outer), bt.coefficient(outer))
+    if not is_single and along != (GROUP, GROUP * width):
         return None
     for axis in (tile.rows, *stepping):
         at, bt = at.without(axis), bt.without(axis)
