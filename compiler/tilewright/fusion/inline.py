@@ -174,7 +174,9 @@ class _Inliner:
             if isinstance(p, Compute) and p.reduction is None and is_view(p):
                 trial = self._apply(t, views | {n})
                 found = find_contraction(trial)
-                if found is not None:
+                # With other columns the operands would have changed places, and the results would
+                # be written across memory.
+                if found is not None and found.columns == contraction.columns:
                     views.add(n)
                     contraction = found
                 else:
