@@ -65,6 +65,8 @@ FLOAT_FUNCTIONS = {
     ScalarOp.ATANH: "atanh",
     ScalarOp.ERF: "erf",
     ScalarOp.SIGMOID: "sigmoid",
+    ScalarOp.RATIONAL_SIGMOID: "rational_sigmoid",
+    ScalarOp.RATIONAL_TANH: "rational_tanh",
     ScalarOp.LOG1P: "log1p",
     ScalarOp.EXPM1: "expm1",
     ScalarOp.FLOOR: "floor",

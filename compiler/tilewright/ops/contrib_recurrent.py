@@ -37,6 +37,8 @@ def dynamic_quantize_lstm(
 ) -> tuple[Tensor, ...]:
     """LSTM on bytes: x is rounded to 256 steps of its range, the hidden state at every step to
     those of its own. Batch rows that are computed together share the range of the state.
+
+    Rounding magnifies the last bit of the gates, so their functions are those of ONNX Runtime.
     """
     inputs, recurrent = (
         _byte_weights(*given) for given in ((w, w_scale, w_zero_point), (r, r_scale, r_zero_point))
@@ -49,6 +51,7 @@ def dynamic_quantize_lstm(
         defaults=["Sigmoid", "Tanh", "Tanh"],
         layout=0,
         products=input_products(x, inputs) if x.size else None,
+        rational=True,
         **attributes,
     )
     product = QuantisedProduct(rec, recurrent, b)

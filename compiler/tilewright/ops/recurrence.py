@@ -161,13 +161,14 @@ def recurrence(
     layout: int,
     add_recurrent_bias: int | None = None,
     products: Tensor | None = None,
+    rational: bool = False,
     direction: str = "forward",
     hidden_size: int | None = None,
     **functions: Unpack[FunctionAttributes],
 ) -> Recurrence:
     """Checked operands, with the input products. Of the recurrent bias only the first
     `add_recurrent_bias` elements (None: all) are added to the products; `products` that are given
-    are taken as they are.
+    are taken as they are. `rational`: see `gate_functions`.
     """
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
     if directions is None or x.rank != 3 or r.rank != 3:
@@ -185,7 +186,7 @@ def recurrence(
         bias=b,
         lengths=lengths,
         initial=initial,
-        functions=_functions(defaults, directions, **functions),
+        functions=_functions(defaults, directions, rational, **functions),
         steps=x.shape[1 if layout else 0],
         batch=x.shape[0 if layout else 1],
         hidden=hidden,
@@ -210,6 +211,7 @@ def _require_weights(w: Tensor, r: Tensor, b: Tensor | None, shape: tuple[int, i
 def _functions(
     defaults: Sequence[str],
     directions: int,
+    rational: bool,
     *,
     activations: Sequence[str] | None = None,
     activation_alpha: Sequence[float] | None = None,
@@ -221,7 +223,7 @@ def _functions(
     names = list(activations or list(defaults) * directions)
     if len(names) != share * directions:
         raise fail(f"{len(names)} activations where {share * directions} are expected")
-    functions = gate_functions(names, activation_alpha, activation_beta, clip)
+    functions = gate_functions(names, activation_alpha, activation_beta, clip, rational=rational)
     is_same = names == names[:share] * directions and not activation_alpha and not activation_beta
     groups = 1 if is_same else directions
     return tuple(tuple(functions[k * share : (k + 1) * share]) for k in range(groups))
@@ -295,7 +297,9 @@ def parallel_tasks(rec: Recurrence, row_bytes: int, body: Callable[[Task], Stmt]
             f"a hidden state of {rec.hidden} elements is too big for a task's scratch"
         )
     is_near = rec.weights.size * rec.weights.dtype.itemsize <= NEAR_BYTES * rec.directions
-    most = min(ROWS if is_near else MORE_ROWS, LOCAL_BYTES // row_bytes)
+    # Rows of a quantised state share its range: small batches as a whole, as in ONNX Runtime.
+    few = is_near and rec.weights.dtype.is_float
+    most = min(ROWS if few else MORE_ROWS, LOCAL_BYTES // row_bytes)
     groups = -(-rec.batch // most)
     rows = -(-rec.batch // groups)
     groups = -(-rec.batch // rows)
