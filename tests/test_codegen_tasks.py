@@ -24,7 +24,8 @@ from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
-from tilewright.fusion.pack import PackedWeights, pack_operands
+from tilewright.fusion.pack import pack_operands
+from tilewright.fusion.weights import PackedWeights
 from tilewright.loops.ir import Apply, Expr
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify import verify

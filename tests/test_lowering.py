@@ -13,7 +13,8 @@ from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
-from tilewright.fusion.pack import PackedWeights, pack_operands
+from tilewright.fusion.pack import pack_operands
+from tilewright.fusion.weights import PackedWeights
 from tilewright.loops.interpret import interpret, poisoned
 from tilewright.loops.ir import For, Kernel, walk
 from tilewright.loops.verify import verify

@@ -163,23 +163,44 @@ def test_unknown_activation() -> None:
         own("RNN", operands("RNN"), 2, activations=["Cube"])
 
 
-@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-def test_quantised_weights(direction: str) -> None:
-    """ONNX Runtime rounds the hidden state too: results agree to the error of that."""
+def quantised(
+    direction: str, kind: type, per_column: bool, zero: int = 0, hidden: int = HIDDEN
+) -> list[np.ndarray | None]:
+    """Operands of a DynamicQuantizeLSTM with sequences of several lengths."""
     d = 1 + (direction == "bidirectional")
-    random = np.random.default_rng(0)
-    w, r = (random.integers(-127, 127, (d, n, 4 * HIDDEN), np.int8) for n in (INPUTS, HIDDEN))
-    scale, zero = np.full(d, 0.01, np.float32), np.zeros(d, np.int8)
-    given = [normal(STEPS, BATCH, INPUTS), w, r, normal(d, 8 * HIDDEN, seed=3), None, None, None]
-    check(
-        "DynamicQuantizeLSTM",
-        [*given, None, scale, zero, scale, zero],
-        3,
-        "com.microsoft",
-        tolerance=0.02,
-        hidden_size=HIDDEN,
-        direction=direction,
+    random, limits = np.random.default_rng(0), np.iinfo(kind)
+    w, r = (
+        random.integers(limits.min, limits.max, (d, n, 4 * hidden), kind) for n in (INPUTS, hidden)
     )
+    shape = (d, 4 * hidden) if per_column else (d,)
+    scales = [random.uniform(0.003, 0.01, shape).astype(np.float32) for _ in range(2)]
+    point: np.ndarray = np.full(shape, zero, kind)
+    given = [normal(STEPS, BATCH, INPUTS), w, r, normal(d, 8 * hidden, seed=3)]
+    state = [np.array([STEPS, 1], np.int32), normal(d, BATCH, hidden, seed=4)]
+    more = [normal(d, BATCH, hidden, seed=5), normal(d, 3 * hidden, seed=6)]
+    return [*given, *state, *more, scales[0], point, scales[1], point]
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, 8])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("kind", "per_column", "zero"),
+    [(np.int8, False, 0), (np.int8, True, 0), (np.uint8, False, 128), (np.uint8, True, 121)],
+)
+def test_quantised_weights(
+    kind: type, per_column: bool, zero: int, direction: str, hidden: int
+) -> None:
+    """ONNX Runtime's bytes, and so its results but for the rounding of the gates' functions."""
+    given = quantised(direction, kind, per_column, zero, hidden)
+    how: dict[str, Any] = {"hidden_size": hidden, "direction": direction}
+    check("DynamicQuantizeLSTM", given, 3, "com.microsoft", **how)
+
+
+def test_quantised_weights_need_scales_that_fit() -> None:
+    given = quantised("forward", np.int8, False)
+    given[8] = given[9] = np.ones(3, np.float32)
+    with pytest.raises(OperatorError, match="scales"):
+        own("DynamicQuantizeLSTM", given, 3, "com.microsoft")
 
 
 @pytest.mark.parametrize("op", GATES)

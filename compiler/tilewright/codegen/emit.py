@@ -56,6 +56,7 @@ from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import ScalarOp
 
 SUMS = frozenset((ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL))
+INTEGER_TYPES = frozenset(SUFFIX.values())  # names that kernels import
 QUOTIENTS = frozenset((ScalarOp.FLOORDIV, ScalarOp.MOD))
 
 
@@ -162,7 +163,8 @@ class _Emitter:
         return [f"for t in {bounds}:", *indent([*lines, *self._statement(s)])]
 
     def axis(self, axis: str) -> str:
-        return self.axes.setdefault(axis, f"i{len(self.axes)}")
+        name = f"i{len(self.axes)}"
+        return self.axes.setdefault(axis, f"{name}_" if name in INTEGER_TYPES else name)
 
     def _statement(self, s: Stmt) -> list[str]:
         match s:
@@ -193,8 +195,8 @@ class _Emitter:
                 return [self._accumulate(s)]
             case Tile():
                 name = self.locals[s.acc.name]
-                target = Target(name, name, s.acc.shape[-1])
-                return print_tile(self, s, self.ranges, target) or self._statement(s.meaning)
+                printed = print_tile(self, s, self.ranges, Target(name, name))
+                return printed or self._statement(s.meaning)
             case _:
                 assert_never(s)
 

@@ -65,6 +65,8 @@ FLOAT_FUNCTIONS = {
     ScalarOp.ATANH: "atanh",
     ScalarOp.ERF: "erf",
     ScalarOp.SIGMOID: "sigmoid",
+    ScalarOp.RATIONAL_SIGMOID: "rational_sigmoid",
+    ScalarOp.RATIONAL_TANH: "rational_tanh",
     ScalarOp.LOG1P: "log1p",
     ScalarOp.EXPM1: "expm1",
     ScalarOp.FLOOR: "floor",
@@ -112,6 +114,8 @@ _PLACES = {
     ),
     "tile": ("zeros_f32", "zeros_f64", "store"),
     "matmul": ("matmul", "matmul_rows", "matmul_prefetch"),
+    "panels": ("panel_product",),
+    "bytes": ("byte_product",),
     "window": ("matmul_window",),
     "columns": (
         "full_f32",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tilewright.codegen.spelling import ACCUMULATE, ADD_PRODUCT, FLOAT_FUNCTIONS, SUFFIX
+from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, Range
+from tilewright.loops.bytetile import byte_tile
 from tilewright.loops.ir import (
     Alloc,
     Block,
@@ -23,7 +25,7 @@ from tilewright.loops.ir import (
     index_const,
 )
 from tilewright.loops.locate import offset
-from tilewright.loops.microtile import ColumnTile, Microtile, tile_form
+from tilewright.loops.microtile import ColumnTile, Microtile, Place, place_of, tile_form
 from tilewright.loops.window import GuardedRows
 from tilewright_kernels.cpu.machine import machine
 
@@ -42,11 +44,12 @@ class Printer(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a tile goes: a pointer and the elements between its rows, as text."""
+    """Where a tile goes: a pointer as text, and the elements between its rows unless they are those
+    of the tile's own buffer."""
 
     name: str
     pointer: str
-    row_stride: int
+    row_stride: int | None = None
 
 
 def print_tile(
@@ -55,27 +58,80 @@ def print_tile(
     """The lines that fill the target; None if the machine's vectors do not divide the tile's
     width."""
     assert isinstance(s.meaning, Block)
-    width, kind = s.acc.shape[-1], SUFFIX[s.acc.dtype]
+    place, steps = place_of(s, ranges), s.meaning.stmts[1]
     lanes = machine().lanes(s.acc.dtype.bits)
-    if width % lanes:
+    if place.width % lanes:
         return None
-    form = tile_form(s.meaning.stmts[1], s.rows, s.columns, ranges, width)
+    if target.row_stride is None:
+        target = replace(target, row_stride=place.row_stride)
+    if s.acc.dtype is DType.I32:
+        return [_byte_product(printer, s, place, target, ranges)]
+    form = tile_form(steps, s.rows, s.columns, ranges, place.width)
     assert form is not None, "checked by Tensorize"
-    size, name = f"{s.acc.shape[0] if s.rows else 1}, {width // lanes}", f"tile_{target.name}"
+    if isinstance(form, Microtile) and _is_panel(form, place.width // lanes):
+        return [_panel_product(printer, form, place, target, place.width // lanes)]
+    return _on_registers(printer, s, form, place, target)
+
+
+def _is_panel(form: Microtile, vectors: int) -> bool:
+    """Whether the product is a plain one with a panel wider than the tiles of matmuls."""
+    plain = form.rows.window is None and not form.loops and not form.rows.inside
+    return plain and vectors > 2 and form.b_stride is None
+
+
+def _on_registers(
+    printer: Printer, s: Tile, form: Microtile | ColumnTile, place: Place, target: Target
+) -> list[str]:
+    assert isinstance(s.meaning, Block)
+    kind, lanes = SUFFIX[s.acc.dtype], machine().lanes(s.acc.dtype.bits)
+    size, name = f"{place.height}, {place.width // lanes}", f"tile_{target.name}"
     if isinstance(form, Microtile):
         start = f"{printer.use('zeros_' + kind)}({size})"
-        lines = _product_step(printer, form, name, width)
+        lines = _product_step(printer, form, name, place.width)
     else:
         first = _initial(printer, s.meaning.stmts[0])
         start = f"{printer.use('full_' + kind)}({size}, {first})"
         lines = _column_step(printer, form, name)
     for n in reversed(form.loops):
-        lines = [
-            f"for {printer.axis(n.axis)} in range({printer.extent(n, n.extent)}):",
-            *indent(lines),
-        ]
-    store = f"{printer.use('store')}({name}, {target.pointer}, {target.row_stride})"
+        count = printer.extent(n, n.extent)
+        lines = [f"for {printer.axis(n.axis)} in range({count}):", *indent(lines)]
+    store = f"{printer.use('store')}({name}, {_at(printer, place, target)}, {target.row_stride})"
     return [f"{name} = {start}", *lines, store]
+
+
+def _at(printer: Printer, place: Place, target: Target) -> str:
+    """The pointer to the first element of the tile."""
+    if not place.base.terms and not place.base.constant:
+        return target.pointer
+    return f"{printer.use('offset')}({target.pointer}, {printer.linear(place.base, None)})"
+
+
+def _byte_product(
+    printer: Printer, s: Tile, place: Place, target: Target, ranges: Mapping[str, Range]
+) -> str:
+    assert isinstance(s.meaning, Block)
+    form = byte_tile(s, s.meaning.stmts[1], ranges, place.width)
+    assert form is not None, "built in this form"
+    vectors = place.width // machine().lanes(s.acc.dtype.bits)
+    b = _base(printer, form.b.buffer, form.base_b)
+    a = _base(printer, form.a.buffer, form.base_a)
+    at = _at(printer, place, target)
+    sizes = f"{place.height}, {vectors}, {at}, {target.row_stride}"
+    groups = printer.extent(form.groups, form.groups.extent)
+    return f"{printer.use('byte_product')}({sizes}, {a}, {form.row_stride}, {b}, {groups})"
+
+
+def _panel_product(
+    printer: Printer, form: Microtile, place: Place, target: Target, vectors: int
+) -> str:
+    """A product with a panel that may be too large for a tile, or too small to keep busy."""
+    depth = printer.extent(form.inner, form.inner.extent) if form.inner else "1"
+    b = _base(printer, form.b.buffer, form.base_b)
+    a = _base(printer, form.a.buffer, form.rows.base)
+    steps = f"{a}, {form.row_stride}, {form.depth_stride}, {b}, {depth}"
+    at = _at(printer, place, target)
+    sizes = f"{place.height}, {vectors}, {at}, {target.row_stride}"
+    return f"{printer.use('panel_product')}({sizes}, {steps})"
 
 
 def print_copied_tile(

@@ -32,7 +32,7 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import Compute, Constant, NestOutput, Placeholder, Tensor, sources
+from tilewright.ops.tensor import Compute, NestOutput, Placeholder, Tensor, sources
 
 MAX_NODES = 300  # expression nodes of one kernel's body
 CHEAP = 3  # arithmetic that is sooner done again than loaded
@@ -191,7 +191,9 @@ class _Inliner:
             if isinstance(p, Compute) and p.reduction is None and is_view(p):
                 trial = self._apply(t, views | {n})
                 found = find_contraction(trial)
-                if found is not None and _keeps_weights(contraction, found):
+                # With other columns the operands would have changed places, and the results would
+                # be written across memory.
+                if found is not None and found.columns == contraction.columns:
                     views.add(n)
                     contraction = found
                 else:
@@ -283,12 +285,6 @@ class _Inliner:
 
     def _note(self, p: Tensor, c: Compute, why: str) -> None:
         self.decisions.append(f"{label(p)} is not computed inside {label(c)}: {why}")
-
-
-def _keeps_weights(before: Contraction, after: Contraction) -> bool:
-    """Whether the operand that is packed is still a constant, if it was one."""
-    was, stays = (isinstance(c.b.load.buffer, Constant) for c in (before, after))
-    return stays or not was
 
 
 def channels_last_order(rank: int) -> tuple[int, ...]:

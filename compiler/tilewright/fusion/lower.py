@@ -50,7 +50,7 @@ class Lowered:
 def lower(group: Group, program: Program) -> Lowered:
     """The loop nest of a group."""
     if group.nest is not None:
-        return _lower_nest(group)
+        return _lower_nest(group, program)
     if group.winograd is not None:
         return _lower_winograd(group, group.winograd)
     return _Lowering(group, program).run()
@@ -234,9 +234,18 @@ def _lower_winograd(group: Group, t: WinogradCompute) -> Lowered:
     return finish(body, [stored], group)
 
 
-def _lower_nest(group: Group) -> Lowered:
+def _lower_nest(group: Group, program: Program) -> Lowered:
+    """A hand-written nest reads its tensors in their final form: constants that were packed."""
     assert group.nest is not None
-    return finish(group.nest.body, list(group.nest.outputs), group)
+    final = {t.name: t for t in program.order}
+
+    def rule(n: object) -> Load | None:
+        if not isinstance(n, Load) or final.get(n.buffer.name, n.buffer) is n.buffer:
+            return None
+        return Load(final[n.buffer.name], n.index)
+
+    body: Stmt = rewrite(group.nest.body, rule)  # type: ignore[arg-type,assignment]
+    return finish(body, list(group.nest.outputs), group)
 
 
 def finish(body: Stmt, stored: Sequence[Tensor], group: Group) -> Lowered:

@@ -5,7 +5,7 @@ A constant is packed once and shared by all plans; anything else is packed by a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,16 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast
-from tilewright.ops.tensor import Compute, Constant, Reduction, Tensor, compute, constant, sources
+from tilewright.ops.tensor import (
+    Compute,
+    Constant,
+    NestOutput,
+    Reduction,
+    Tensor,
+    compute,
+    constant,
+    sources,
+)
 
 
 def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWeights) -> Program:
@@ -49,13 +58,42 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
             program.consumers[stored.name] = [t]
             for s in sources(packed):
                 program.consumers[s.name].append(stored)
+        elif isinstance(t, Compute) and _feeds_nests(t, program):
+            t = _stored(t, weights)
         elif isinstance(t, Compute) and t.strides is not None and t.reduction is not None:
             t = _channels_innermost(t)
         order.append(t)
         done[t.name] = t
-    program.order = order
     program.outputs = tuple(done.get(t.name, t) for t in program.outputs)
+    program.order = _needed(order, program.outputs)
     return program
+
+
+def _needed(order: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that something still reads: not those whose only use was to be packed."""
+    read = {t.name for t in outputs}
+    kept: list[Tensor] = []
+    for t in reversed(order):
+        siblings = {o.name for o in t.nest[0].outputs} if isinstance(t, NestOutput) else {t.name}
+        if siblings & read or not isinstance(t, Compute):
+            kept.append(t)
+            read |= {s.name for s in sources(t)}
+    return kept[::-1]
+
+
+def _feeds_nests(t: Compute, program: Program) -> bool:
+    readers = program.consumers[t.name]
+    is_output = any(t.name == o.name for o in program.outputs)
+    only = bool(readers) and all(isinstance(r, NestOutput) for r in readers)
+    return only and not is_output
+
+
+def _stored(t: Compute, weights: PackedWeights) -> Tensor:
+    """What a hand-written nest reads: computed now and shared, if it depends on constants alone."""
+    packed = _from_constants(t)
+    if not _is_constant(packed):
+        return t
+    return Constant(t.name, t.dtype, t.shape, value=weights.get(packed))
 
 
 def _channels_innermost(t: Compute) -> Compute:

@@ -65,7 +65,11 @@ def _signature(packed: Compute) -> str:
             return Load(Buffer(f"c{order[c.name]}", c.dtype, c.shape, c.strides), n.index)
         return None
 
-    return show_expr(rewrite(substitute(packed.body, env), rule))  # type: ignore[arg-type]
+    reduced = packed.reduction.axes if packed.reduction else ()
+    env |= {a: Var(f"r{k}") for k, (a, _) in enumerate(reduced)}
+    body = show_expr(rewrite(substitute(packed.body, env), rule))  # type: ignore[arg-type]
+    how = f"{packed.reduction.op} {[n for _, n in reduced]} " if packed.reduction else ""
+    return f"{packed.dtype} {how}{body}"
 
 
 def _loads(e: Expr) -> list[Load]:
@@ -84,7 +88,8 @@ def _materialize(packed: Compute) -> np.ndarray:
     otherwise.
     """
     loads = _loads(packed.body)
-    if len(loads) != 1 or not isinstance(source := loads[0].buffer, Constant):
+    single = len(loads) == 1 and packed.reduction is None
+    if not single or not isinstance(source := loads[0].buffer, Constant):
         return aligned(evaluate(packed))
     form = offset(source, loads[0].index, ranges_of(packed))
     tail = _tail_only(packed)

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tilewright.loops.affine import Linear, Range
-from tilewright.loops.ir import Accumulate, Apply, For, Load, Stmt, variables
+from tilewright.loops.ir import (
+    Accumulate,
+    Apply,
+    Block,
+    Const,
+    For,
+    Load,
+    Stmt,
+    Store,
+    Tile,
+    Var,
+    variables,
+)
 from tilewright.loops.locate import offset
 from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.loops.window import GuardedRows, guarded_rows, unguarded
@@ -45,6 +57,35 @@ class ColumnTile:
     base_b: Linear | None
     row_stride: int
     loops: tuple[For, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile lies in its buffer: all of it, or `height` x `width` elements from `base` on."""
+
+    height: int
+    width: int
+    base: Linear
+    row_stride: int
+
+
+def place_of(tile: Tile, ranges: Mapping[str, Range]) -> Place:
+    """The place that the first statement of the meaning fills."""
+    assert isinstance(tile.meaning, Block)
+    extents: dict[str, int] = {}
+    s = tile.meaning.stmts[0]
+    while isinstance(s, For):
+        extents[s.axis] = int(s.extent.value) if isinstance(s.extent, Const) else 0
+        s = s.body
+    assert isinstance(s, Store)
+    own = [Var(a) for a in (tile.rows, tile.columns) if a]
+    if list(s.index) == own:  # blocks at the edge compute whole tiles too
+        height, width = ([1] * (2 - len(own)) + list(tile.acc.shape))[-2:]
+        return Place(height, width, Linear(()), width)
+    form = offset(s.buffer, s.index, ranges)
+    height, width = extents.get(tile.rows, 1), extents[tile.columns]
+    base = form.without(tile.rows).without(tile.columns)
+    return Place(height, width, base, form.coefficient(tile.rows))
 
 
 def reads_columns(form: Microtile | ColumnTile) -> bool:

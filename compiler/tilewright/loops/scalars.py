@@ -87,6 +87,8 @@ class ScalarOp(Enum):
     ATANH = (1, np.arctanh, "same")
     ERF = (1, lambda x: _erf(x).astype(np.asarray(x).dtype), "same")
     SIGMOID = (1, _sigmoid, "same")
+    RATIONAL_SIGMOID = (1, lambda x: _sigmoid(x), "same")  # in the bits of other runtimes
+    RATIONAL_TANH = (1, lambda x: np.tanh(x), "same")
     LOG1P = (1, np.log1p, "same")
     EXPM1 = (1, np.expm1, "same")
     FLOOR = (1, np.floor, "same")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from tilewright.loops.ir import Cast, Expr, apply, index_const
-from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import fail, maximum, minimum
-from tilewright.ops.contrib import own_range
-from tilewright.ops.recurrence import RecurrentAttributes
-from tilewright.ops.recurrent import lstm
+from tilewright.dtypes import DType
+from tilewright.ops.byte_weights import ByteWeights
+from tilewright.ops.common import fail, view
+from tilewright.ops.quantized_state import QuantisedProduct, input_products
+from tilewright.ops.recurrence import RecurrentAttributes, recurrence
+from tilewright.ops.recurrent import run_lstm
 from tilewright.ops.registry import op
-from tilewright.ops.tensor import Compute, Tensor, compute
+from tilewright.ops.tensor import Tensor
 
 
 @op("DynamicQuantizeLSTM", "com.microsoft")
@@ -35,42 +35,34 @@ def dynamic_quantize_lstm(
     input_forget: int = 0,
     **attributes: Unpack[RecurrentAttributes],
 ) -> tuple[Tensor, ...]:
-    """LSTM on x rounded to 256 steps of its range. The hidden state is not rounded between steps,
-    so results are closer to those of the float weights than a kernel of 8-bit products gives.
+    """LSTM on bytes: x is rounded to 256 steps of its range, the hidden state at every step to
+    those of its own. Batch rows that are computed together share the range of the state.
+
+    Rounding magnifies the last bit of the gates, so their functions are those of ONNX Runtime.
     """
-    results = lstm(
-        _rounded(x),
-        _restored(w, w_scale, w_zero_point),
-        _restored(r, r_scale, r_zero_point),
-        *(b, sequence_lens, initial_h, initial_c, p),
-        input_forget=input_forget,
+    inputs, recurrent = (
+        _byte_weights(*given) for given in ((w, w_scale, w_zero_point), (r, r_scale, r_zero_point))
+    )
+    if x.rank != 3 or w.shape[1] != x.shape[2]:
+        raise fail(f"an input of shape {x.shape} for weights of shape {w.shape}")
+    rec = recurrence(
+        *(x, inputs.values, recurrent.values, b, sequence_lens, initial_h),
+        gates=4,
+        defaults=["Sigmoid", "Tanh", "Tanh"],
+        layout=0,
+        products=input_products(x, inputs) if x.size else None,
+        rational=True,
         **attributes,
     )
-    assert not isinstance(results, Tensor)
-    return tuple(t for t in results if t is not None)
+    product = QuantisedProduct(rec, recurrent, b)
+    return run_lstm(rec, initial_h, initial_c, p, bool(input_forget), product)
 
 
-def _rounded(x: Tensor) -> Compute:
-    """x as it is after quantisation to uint8 over its own range."""
-    scale, zero = own_range(x)
-
-    def element(*i: Expr) -> Expr:
-        steps = apply(ScalarOp.RINT, x[i] / scale[()]) + zero[()]
-        return (minimum(maximum(steps, 0), 255) - zero[()]) * scale[()]
-
-    return compute(x.shape, element)
-
-
-def _restored(w: Tensor, scale: Tensor, zero_point: Tensor) -> Compute:
-    """Quantised weights [direction, depth, width] as floats [direction, width, depth]."""
-    if w.rank != 3 or not w.dtype.is_integer or scale.shape != zero_point.shape:
+def _byte_weights(w: Tensor, scale: Tensor, zero_point: Tensor) -> ByteWeights:
+    """Weights that are stored as [direction, k, column]."""
+    if w.rank != 3 or w.dtype not in (DType.I8, DType.U8) or scale.shape != zero_point.shape:
         raise fail(f"quantised weights of shape {w.shape} with scales of shape {scale.shape}")
     if scale.shape not in ((w.shape[0],), (w.shape[0], 1), (w.shape[0], w.shape[2])):
         raise fail(f"scales of shape {scale.shape} do not fit weights of shape {w.shape}")
-
-    def element(d: Expr, j: Expr, k: Expr) -> Expr:
-        column = j if scale.shape[-1] == w.shape[2] else index_const(0)
-        at = (d, column) if scale.rank == 2 else (d,)
-        return (Cast(scale.dtype, w[d, k, j]) - Cast(scale.dtype, zero_point[at])) * scale[at]
-
-    return compute((w.shape[0], w.shape[2], w.shape[1]), element)
+    shape = (w.shape[0], w.shape[2], w.shape[1])
+    return ByteWeights(view(w, shape, lambda d, j, k: (d, k, j)), scale, zero_point)

@@ -17,6 +17,10 @@ def _softplus(x: Expr, _a: float, _b: float) -> Expr:
 
 
 # name: (which of alpha and beta it takes, their defaults, meaning)
+_RATIONAL: dict[str, Parametric] = {
+    "tanh": lambda x, a, b: apply(ScalarOp.RATIONAL_TANH, x),
+    "sigmoid": lambda x, a, b: apply(ScalarOp.RATIONAL_SIGMOID, x),
+}
 _FUNCTIONS: dict[str, tuple[int, tuple[float, float], Parametric]] = {
     "relu": (0, (0, 0), lambda x, a, b: maximum(x, 0)),
     "tanh": (0, (0, 0), lambda x, a, b: apply(ScalarOp.TANH, x)),
@@ -37,9 +41,11 @@ def gate_functions(
     alpha: Sequence[float] | None,
     beta: Sequence[float] | None,
     clip: float | None,
+    *,
+    rational: bool = False,
 ) -> list[Function]:
     """The named functions, their inputs clipped. Functions that take an alpha or beta draw them in
-    order.
+    order. `rational` asks for sigmoid and tanh in the bits that other runtimes have.
     """
     alphas, betas = list(alpha or ()), list(beta or ())
     functions = []
@@ -48,6 +54,8 @@ def gate_functions(
         if found is None:
             raise fail(f"{name!r} is no activation function of a recurrent operator")
         takes, (a, b), meaning = found
+        if rational:
+            meaning = _RATIONAL.get(name.lower(), meaning)
         a = alphas.pop(0) if takes > 0 and alphas else a
         b = betas.pop(0) if takes > 1 and betas else b
         functions.append(_bound(meaning, float(a), float(b), clip))

@@ -3,7 +3,8 @@ time.
 
 The input products of the whole sequence are one contraction beforehand. A task then runs the
 recurrence for one direction and a few batch rows: it shares no state with other tasks, and the rows
-reuse the recurrent weights while these are in the cache.
+share a pass over the recurrent weights. These are packed into panels, once if they are constants:
+a step reads them from first to last, as fast as the cache that holds them can deliver.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import TypedDict, Unpack
 from tilewright.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.loops.ir import (
-    Accumulate,
     Alloc,
     Block,
     Buffer,
@@ -32,13 +32,15 @@ from tilewright.loops.ir import (
     index_const,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, fail, maximum, minimum, reshape_to, select, view
+from tilewright.ops.common import cast, fail, maximum, minimum, reshape_to, select
 from tilewright.ops.gate_functions import Function, gate_functions
+from tilewright.ops.panels import elements
 from tilewright.ops.tensor import Compute, Tensor, compute, fresh_axis
 
 LOCAL_BYTES = 256 << 10
-ROWS = 4  # batch rows that share a pass over the recurrent weights
-PRODUCTS = 8  # products that a visit to a weight column adds up, over all rows
+ROWS = 4  # batch rows that share a pass over the recurrent weights: enough work for each load
+MORE_ROWS = 8  # where the weights come from a cache that is shared and farther away
+NEAR_BYTES = 512 << 10
 
 
 class FunctionAttributes(TypedDict, total=False):
@@ -63,7 +65,7 @@ class Recurrence:
 
     x: Tensor
     products: Tensor  # [time, batch, direction * width]: the input's part of each gate, with bias
-    weights: Tensor  # [direction, hidden, width]
+    weights: Tensor  # [direction, width, hidden]
     bias: Tensor | None  # [direction, 2 * width]
     lengths: Tensor | None
     initial: Tensor | None
@@ -158,12 +160,15 @@ def recurrence(
     defaults: Sequence[str],
     layout: int,
     add_recurrent_bias: int | None = None,
+    products: Tensor | None = None,
+    rational: bool = False,
     direction: str = "forward",
     hidden_size: int | None = None,
     **functions: Unpack[FunctionAttributes],
 ) -> Recurrence:
     """Checked operands, with the input products. Of the recurrent bias only the first
-    `add_recurrent_bias` elements (None: all) are added to the products.
+    `add_recurrent_bias` elements (None: all) are added to the products; `products` that are given
+    are taken as they are. `rational`: see `gate_functions`.
     """
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
     if directions is None or x.rank != 3 or r.rank != 3:
@@ -172,14 +177,16 @@ def recurrence(
     if hidden_size not in (None, hidden):
         raise fail(f"hidden_size {hidden_size} is not that of the weights, {hidden}")
     _require_weights(w, r, b, (directions, width, x.shape[2]))
+    if products is None:
+        products = _with_bias(_products(x, w, layout), b, width, add_recurrent_bias)
     made = Recurrence(
         x=x,
-        products=_with_bias(_products(x, w, layout), b, width, add_recurrent_bias),
-        weights=view(r, (directions, hidden, width), lambda d, k, j: (d, j, k)),
+        products=products,
+        weights=r,
         bias=b,
         lengths=lengths,
         initial=initial,
-        functions=_functions(defaults, directions, **functions),
+        functions=_functions(defaults, directions, rational, **functions),
         steps=x.shape[1 if layout else 0],
         batch=x.shape[0 if layout else 1],
         hidden=hidden,
@@ -204,6 +211,7 @@ def _require_weights(w: Tensor, r: Tensor, b: Tensor | None, shape: tuple[int, i
 def _functions(
     defaults: Sequence[str],
     directions: int,
+    rational: bool,
     *,
     activations: Sequence[str] | None = None,
     activation_alpha: Sequence[float] | None = None,
@@ -215,7 +223,7 @@ def _functions(
     names = list(activations or list(defaults) * directions)
     if len(names) != share * directions:
         raise fail(f"{len(names)} activations where {share * directions} are expected")
-    functions = gate_functions(names, activation_alpha, activation_beta, clip)
+    functions = gate_functions(names, activation_alpha, activation_beta, clip, rational=rational)
     is_same = names == names[:share] * directions and not activation_alpha and not activation_beta
     groups = 1 if is_same else directions
     return tuple(tuple(functions[k * share : (k + 1) * share]) for k in range(groups))
@@ -265,76 +273,36 @@ class Task:
     first: Expr
 
     def each_row(self, step: Expr, body: Callable[[Row], Stmt]) -> Stmt:
-        """A loop over the task's rows."""
-        local = Var(fresh_axis("row"))
-        batch = local if self.rows == self.rec.batch else self.first * self.rows + local
-        return For(
-            local.name,
-            index_const(self.rows),
-            body(Row(self.rec, self.direction, local, batch, step)),
-        )
+        """A loop over the task's rows; the last task may have fewer."""
+        batch, local = self.rec.batch, Var(fresh_axis("row"))
+        count: Expr = index_const(self.rows)
+        if batch % self.rows:
+            count = minimum(count, batch - self.first * self.rows)
+        row = Row(self.rec, self.direction, local, self.first * self.rows + local, step)
+        return For(local.name, count, body(row))
 
     def each(self, step: Expr, extent: int, body: Callable[[Row, Expr], Stmt]) -> Stmt:
         """A loop over the task's rows, and one over `extent` elements of each."""
         return self.each_row(step, lambda row: elements(extent, lambda j: body(row, j)))
 
-    def buffer(self, name: str, width: int) -> Buffer:
+    def buffer(self, name: str, width: int, dtype: DType) -> Buffer:
         """Scratch for all rows of the task."""
-        return Buffer(fresh_axis(name), self.rec.dtype, (self.rows, width), space=Space.LOCAL)
-
-    def accumulate(self, gates: Buffer, state: Buffer, first: int, count: int) -> list[Stmt]:
-        """gates[:, first : first + count] += state @ weights."""
-        hidden, unroll = self.rec.hidden, max(PRODUCTS // self.rows, 2)
-        rest = hidden % unroll
-        loops: list[Stmt] = []
-        for start, trips, terms in ((0, hidden // unroll, unroll), (hidden - rest, rest, 1)):
-            if trips:
-                loops.append(self._sum(gates, state, (first, count), (start, trips, terms)))
-        return loops
-
-    def _sum(
-        self, gates: Buffer, state: Buffer, columns: tuple[int, int], depth: tuple[int, int, int]
-    ) -> Stmt:
-        """Adds `terms` products a time to each element; all rows share the weights just read."""
-        (first, count), (start, trips, terms) = columns, depth
-        outer = Var(fresh_axis("k"))
-
-        def add(row: int, column: Expr) -> Stmt:
-            total: Expr | None = None
-            for u in range(terms):
-                k = outer * terms + (start + u)
-                weight = cast(self.rec.dtype, self.rec.weights[self.direction, k, column])
-                term = Load(state, (index_const(row), k)) * weight
-                total = term if total is None else total + term
-            assert total is not None
-            return Accumulate(gates, (index_const(row), column), ScalarOp.ADD, total)
-
-        def body(j: Expr) -> Stmt:
-            column = j + first if first else j
-            rows = tuple(add(row, column) for row in range(self.rows))
-            return Block(rows) if len(rows) > 1 else rows[0]
-
-        return For(outer.name, index_const(trips), elements(count, body))
+        return Buffer(fresh_axis(name), dtype, (self.rows, width), space=Space.LOCAL)
 
 
-def elements(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """A loop over `extent` elements."""
-    j = Var(fresh_axis("j"))
-    return For(j.name, index_const(extent), body(j))
-
-
-def parallel_tasks(rec: Recurrence, elements_per_row: int, body: Callable[[Task], Stmt]) -> Stmt:
-    """One task for each direction and group of batch rows; a row needs `elements_per_row` of
-    scratch.
-    """
-    row_bytes = elements_per_row * rec.dtype.itemsize
+def parallel_tasks(rec: Recurrence, row_bytes: int, body: Callable[[Task], Stmt]) -> Stmt:
+    """One task for each direction and group of batch rows; a row needs `row_bytes` of scratch."""
     if row_bytes > LOCAL_BYTES:
         raise UnsupportedError(
             f"a hidden state of {rec.hidden} elements is too big for a task's scratch"
         )
-    most = min(ROWS, -(-rec.batch // ROWS), LOCAL_BYTES // row_bytes)
-    rows = max(n for n in range(1, most + 1) if rec.batch % n == 0)
-    groups = rec.batch // rows
+    is_near = rec.weights.size * rec.weights.dtype.itemsize <= NEAR_BYTES * rec.directions
+    # Rows of a quantised state share its range: small batches as a whole, as in ONNX Runtime.
+    few = is_near and rec.weights.dtype.is_float
+    most = min(ROWS if few else MORE_ROWS, LOCAL_BYTES // row_bytes)
+    groups = -(-rec.batch // most)
+    rows = -(-rec.batch // groups)
+    groups = -(-rec.batch // rows)
     task = Var(fresh_axis("task"))
     direction: Expr = (
         index_const(0) if rec.directions == 1 else task // groups if groups > 1 else task
@@ -356,17 +324,17 @@ def allocated(buffers: Sequence[Buffer], body: Stmt) -> Stmt:
 
 
 def load_state(task: Task, state: Buffer, initial: Tensor | None) -> Stmt:
-    """The state before the first step: given, or zero."""
-
-    def body(row: Row, j: Expr) -> Stmt:
-        value = (
-            as_expr(0, state.dtype)
-            if initial is None
-            else cast(state.dtype, initial[row.state_index(j)])
-        )
-        return Store(state, (row.local, j), value)
-
-    return task.each(index_const(0), task.rec.hidden, body)
+    """The state before the first step: given, or zero. Rows beyond the batch get its last row's."""
+    rec, local, j = task.rec, Var(fresh_axis("row")), Var(fresh_axis("j"))
+    batch: Expr = task.first * task.rows + local
+    if rec.batch % task.rows:
+        batch = minimum(batch, rec.batch - 1)
+    value: Expr = as_expr(0, state.dtype)
+    if initial is not None:
+        row = Row(rec, task.direction, local, batch, index_const(0))
+        value = cast(state.dtype, initial[row.state_index(j)])
+    fill = For(j.name, index_const(rec.hidden), Store(state, (local, j), value))
+    return For(local.name, index_const(task.rows), fill)
 
 
 def store_state(task: Task, state: Buffer, final: Tensor) -> Stmt:

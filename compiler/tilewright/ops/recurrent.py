@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 from tilewright.loops.ir import (
@@ -14,17 +14,16 @@ from tilewright.loops.ir import (
     Stmt,
     Store,
     Var,
-    as_expr,
     index_const,
 )
 from tilewright.ops.common import cast
+from tilewright.ops.panels import elements, padded
 from tilewright.ops.recurrence import (
     Recurrence,
     RecurrentAttributes,
     Row,
     Task,
     allocated,
-    elements,
     load_state,
     parallel_tasks,
     recurrence,
@@ -33,6 +32,7 @@ from tilewright.ops.recurrence import (
     while_valid,
 )
 from tilewright.ops.registry import op
+from tilewright.ops.state_products import PlainProduct, Scratch, StateProduct, multiply
 from tilewright.ops.tensor import Tensor, compute, fresh_axis, nest
 
 Step = Callable[[Task, Expr, Tensor, Sequence[Buffer]], list[Stmt]]
@@ -60,15 +60,17 @@ def rnn(
         **attributes,
     )
 
+    product = PlainProduct(rec)
+
     def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
-        h, gates = buffers
+        h, *scratch = buffers
 
         def update(row: Row, j: Expr) -> Stmt:
-            return _emit(row, j, h, y, row.function(0, Load(gates, (row.local, j))))
+            return _emit(row, j, h, y, row.function(0, product.gate(row, j, scratch)))
 
-        return [*_gates(task, t, gates, h), _each_valid(task, t, y, update)]
+        return [*product.statements(task, t, h, scratch), _each_valid(task, t, y, update)]
 
-    return _run(rec, "RNN", [initial_h], {"gates": rec.hidden}, step)
+    return _run(rec, "RNN", [initial_h], product.scratch(), step)
 
 
 @op("LSTM")
@@ -97,45 +99,46 @@ def lstm(
         layout=layout,
         **attributes,
     )
-    require("P", p, (rec.directions, 3 * rec.hidden))
-    require("initial_c", initial_c, rec.shapes[1])
-
-    def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
-        h, c, gates = buffers
-
-        def update(row: Row, j: Expr) -> Stmt:
-            return _lstm_cell(row, j, h, c, gates, y, p, bool(input_forget))
-
-        return [*_gates(task, t, gates, h), _each_valid(task, t, y, update)]
-
-    return _run(rec, "LSTM", [initial_h, initial_c], {"gates": rec.width}, step)
+    return run_lstm(rec, initial_h, initial_c, p, bool(input_forget), PlainProduct(rec))
 
 
-def _lstm_cell(
-    row: Row,
-    j: Expr,
-    h: Buffer,
-    c: Buffer,
-    gates: Buffer,
-    y: Tensor,
+def run_lstm(
+    rec: Recurrence,
+    initial_h: Tensor | None,
+    initial_c: Tensor | None,
     p: Tensor | None,
     coupled: bool,
-) -> Stmt:
-    """One element of the cell: the new c, then h from it."""
-    hidden = row.rec.hidden
-    cell = Load(c, (row.local, j))
+    product: StateProduct,
+) -> tuple[Tensor, ...]:
+    """The steps of an LSTM, in which the state's part of the gates is computed by `product`."""
+    require("P", p, (rec.directions, 3 * rec.hidden))
+    require("initial_c", initial_c, rec.shapes[1])
+    hidden = rec.hidden
 
-    def gate(k: int, peephole: int | None) -> Expr:
-        value: Expr = Load(gates, (row.local, j + k * hidden if k else j))
-        if p is not None and peephole is not None:
-            value = value + cast(row.rec.dtype, p[row.direction, j + peephole * hidden]) * cell
-        return value
+    def step(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
+        h, c, *scratch = buffers
 
-    i = row.function(0, gate(0, 0))
-    forget = 1 - i if coupled else row.function(0, gate(2, 2))
-    new_cell = Store(c, (row.local, j), forget * cell + i * row.function(1, gate(3, None)))
-    output = row.function(0, gate(1, 1)) * row.function(2, cell)
-    return Block((new_cell, _emit(row, j, h, y, output)))
+        def gate(row: Row, j: Expr, k: int, peephole: int | None) -> Expr:
+            value = product.gate(row, j + k * hidden if k else j, scratch)
+            if p is None or peephole is None:
+                return value
+            weight = cast(rec.dtype, p[row.direction, j + peephole * hidden])
+            return value + weight * Load(c, (row.local, j))
+
+        def cell(row: Row, j: Expr) -> Stmt:
+            i = row.function(0, gate(row, j, 0, 0))
+            forget = 1 - i if coupled else row.function(0, gate(row, j, 2, 2))
+            candidate = row.function(1, gate(row, j, 3, None))
+            at = (row.local, j)
+            return Store(c, at, forget * Load(c, at) + i * candidate)
+
+        def output(row: Row, j: Expr) -> Stmt:
+            value = row.function(0, gate(row, j, 1, 1)) * row.function(2, Load(c, (row.local, j)))
+            return _emit(row, j, h, y, value)
+
+        return [*product.statements(task, t, h, scratch), _each_valid(task, t, y, cell, output)]
+
+    return _run(rec, "LSTM", [initial_h, initial_c], product.scratch(), step)
 
 
 @op("GRU")
@@ -164,28 +167,29 @@ def gru(
         **attributes,
     )
     if linear_before_reset:
-        return _run(rec, "GRU", [initial_h], {"gates": rec.width}, _reset_after)
-    scratch = {"reset": rec.hidden, "gates": rec.width}
+        return _run(rec, "GRU", [initial_h], PlainProduct(rec).scratch(), _reset_after)
+    counts = {"gates": 2 * rec.hidden, "candidate": rec.hidden, "reset": rec.hidden}
+    scratch = {name: (padded(n, rec.dtype), rec.dtype) for name, n in counts.items()}
     return _run(rec, "GRU", [initial_h], scratch, _reset_before)
 
 
 def _reset_before(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> list[Stmt]:
     """A step of GRU whose reset gate scales the state before the recurrent product."""
-    (h, reset, gates), hidden = buffers, task.rec.hidden
+    (h, gates, candidate, reset), hidden = buffers, task.rec.hidden
 
     def scaled(row: Row, j: Expr) -> Stmt:
-        gate = row.function(0, Load(gates, (row.local, j + hidden)))
+        gate = row.function(0, _gate(row, j + hidden, gates))
         return Store(reset, (row.local, j), gate * Load(h, (row.local, j)))
 
-    def candidate(row: Row, j: Expr) -> Expr:
-        return Load(gates, (row.local, j + 2 * hidden))
+    def update(row: Row, j: Expr) -> Stmt:
+        value = row.product(j + 2 * hidden) + Load(candidate, (row.local, j))
+        return _gru_cell(row, j, gates, h, y, value)
 
     return [
-        task.each(t, 3 * hidden, lambda row, j: Store(gates, (row.local, j), row.product(j))),
-        *task.accumulate(gates, h, 0, 2 * hidden),
+        multiply(task, gates, h, 0, 2 * hidden),
         task.each(t, hidden, scaled),
-        *task.accumulate(gates, reset, 2 * hidden, hidden),
-        _each_valid(task, t, y, lambda row, j: _gru_cell(row, j, gates, h, y, candidate(row, j))),
+        multiply(task, candidate, reset, 2 * hidden, hidden),
+        _each_valid(task, t, y, update),
     ]
 
 
@@ -193,29 +197,27 @@ def _reset_after(task: Task, t: Expr, y: Tensor, buffers: Sequence[Buffer]) -> l
     """A step of GRU whose reset gate scales the recurrent product, its bias included."""
     (h, gates), rec, hidden = buffers, task.rec, task.rec.hidden
 
-    def start(row: Row, j: Expr) -> Stmt:
-        value = as_expr(0, rec.dtype)
+    def update(row: Row, j: Expr) -> Stmt:
+        gate = row.function(0, _gate(row, j + hidden, gates))
+        recurrent: Expr = Load(gates, (row.local, j + 2 * hidden))
         if rec.bias is not None:
-            value = cast(rec.dtype, rec.bias[row.direction, j + 5 * hidden])
-        return Store(gates, (row.local, j + 2 * hidden), value)
+            recurrent = recurrent + cast(rec.dtype, rec.bias[row.direction, j + 5 * hidden])
+        value = row.product(j + 2 * hidden) + gate * recurrent
+        return _gru_cell(row, j, gates, h, y, value)
 
-    def candidate(row: Row, j: Expr) -> Expr:
-        gate = row.function(0, Load(gates, (row.local, j + hidden)))
-        return row.product(j + 2 * hidden) + gate * Load(gates, (row.local, j + 2 * hidden))
-
-    return [
-        task.each(t, 2 * hidden, lambda row, j: Store(gates, (row.local, j), row.product(j))),
-        task.each(t, hidden, start),
-        *task.accumulate(gates, h, 0, 3 * hidden),
-        _each_valid(task, t, y, lambda row, j: _gru_cell(row, j, gates, h, y, candidate(row, j))),
-    ]
+    return [multiply(task, gates, h, 0, 3 * hidden), _each_valid(task, t, y, update)]
 
 
 def _gru_cell(row: Row, j: Expr, gates: Buffer, h: Buffer, y: Tensor, candidate: Expr) -> Stmt:
     """One element of the state: between the candidate and the old one, as the update gate says."""
-    z = row.function(0, Load(gates, (row.local, j)))
+    z = row.function(0, _gate(row, j, gates))
     new = (1 - z) * row.function(1, candidate) + z * Load(h, (row.local, j))
     return _emit(row, j, h, y, new)
+
+
+def _gate(row: Row, j: Expr, gates: Buffer) -> Expr:
+    """The input of gate element j: the input's part and the state's."""
+    return row.product(j) + Load(gates, (row.local, j))
 
 
 def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
@@ -226,35 +228,36 @@ def _emit(row: Row, j: Expr, h: Buffer, y: Tensor, value: Expr) -> Stmt:
     )
 
 
-def _gates(task: Task, t: Expr, gates: Buffer, h: Buffer) -> list[Stmt]:
-    """All gates' inputs: the input's part plus the product of state and recurrent weights."""
-    width = task.rec.width
-    start = task.each(t, width, lambda row, j: Store(gates, (row.local, j), row.product(j)))
-    return [start, *task.accumulate(gates, h, 0, width)]
+def _each_valid(task: Task, t: Expr, y: Tensor, *updates: Callable[[Row, Expr], Stmt]) -> Stmt:
+    """The updates of all state elements of the rows that have this step, one after the other.
 
-
-def _each_valid(task: Task, t: Expr, y: Tensor, update: Callable[[Row, Expr], Stmt]) -> Stmt:
-    """The update of each state element of the rows that have this step."""
+    Each is a loop of its own: a chain of two functions in one loop leaves the processor waiting.
+    """
     hidden = task.rec.hidden
-    return task.each_row(
-        t, lambda row: while_valid(row, y, elements(hidden, lambda j: update(row, j)))
-    )
+
+    def every(row: Row) -> Stmt:
+        def loop(update: Callable[[Row, Expr], Stmt]) -> Stmt:
+            return elements(hidden, lambda j: update(row, j))
+
+        return while_valid(row, y, Block(tuple(map(loop, updates))))
+
+    return task.each_row(t, every)
 
 
 def _run(
     rec: Recurrence,
     name: str,
     initial: Sequence[Tensor | None],
-    scratch: Mapping[str, int],
+    scratch: Scratch,
     step: Step,
 ) -> tuple[Tensor, ...]:
-    """The results of all steps. A step gets the states, h first, then the scratch buffers; these
-    have so many elements for each row.
-    """
-    widths = {**dict.fromkeys(("h", "c")[: len(initial)], rec.hidden), **scratch}
+    """The results of all steps. A step gets the states, h first, then the scratch buffers."""
+    states = dict.fromkeys(("h", "c")[: len(initial)], (rec.hidden, rec.dtype))
+    widths = {**states, **scratch}
+    row_bytes = sum(width * dtype.itemsize for width, dtype in widths.values())
 
     def run(task: Task, y: Tensor, finals: Sequence[Tensor]) -> Stmt:
-        buffers = [task.buffer(b, width) for b, width in widths.items()]
+        buffers = [task.buffer(name, *what) for name, what in widths.items()]
         states, t = buffers[: len(initial)], Var(fresh_axis("t"))
         before = [load_state(task, *pair) for pair in zip(states, initial, strict=True)]
         steps = For(t.name, index_const(rec.steps), Block(tuple(step(task, t, y, buffers))))
@@ -262,7 +265,7 @@ def _run(
         return allocated(buffers, Block((*before, steps, *after)))
 
     def body(y: Tensor, *finals: Tensor) -> Stmt:
-        return parallel_tasks(rec, sum(widths.values()), lambda task: run(task, y, finals))
+        return parallel_tasks(rec, row_bytes, lambda task: run(task, y, finals))
 
     return _results(rec, name, initial, body)
 

@@ -167,13 +167,17 @@ def log1p(x: Number) -> Number:
 
 def sigmoid(x: Number) -> Number:
     """By way of e^-|x|, which keeps the relative precision of small results."""
-    e = exp(-x.magnitude())
+    n, r = _reduce_ln2((-x.magnitude()).at_least(-104.5))
+    e = r.polynomial((*EXPM1, 1.0, 1.0)) * _power_of_two(n + 64) * 2.0**-64  # may be denormal
     s = 1.0 / (e + 1.0)
     return (x >= 0.0).choose(s, e * s)
 
 
 def tanh(x: Number) -> Number:
-    e = expm1((x * 2.0).at_least(-19.0).at_most(19.0))
+    """By way of e^2x - 1, as `expm1` has it, where the power of two is far from the limits."""
+    n, r = _reduce_ln2((x * 2.0).at_least(-18.0).at_most(19.0))
+    fraction = (r * r).fma(r.polynomial(EXPM1), r)
+    e = ((1.0 - _power_of_two(-n)) + fraction) * _power_of_two(n)
     return (e / (e + 2.0)).with_sign_of(x)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import types
 
-from tilewright_kernels.cpu import exponentials, plain, trigonometry
+from tilewright_kernels.cpu import exponentials, plain, rational, trigonometry
 from tilewright_kernels.cpu.intrinsics import intrinsic
 from tilewright_kernels.cpu.plain import libm, llvm
 from tilewright_kernels.cpu.values import Number
@@ -107,6 +107,8 @@ sqrt_f32, sqrt_f64 = _unary(llvm("sqrt"), llvm("sqrt"))
 rsqrt_f32, rsqrt_f64 = _unary(plain.rsqrt, plain.rsqrt)
 tanh_f32, tanh_f64 = _unary(exponentials.tanh, libm("tanh"))
 sigmoid_f32, sigmoid_f64 = _unary(exponentials.sigmoid, plain.sigmoid_f64)
+rational_sigmoid_f32, rational_sigmoid_f64 = _unary(rational.sigmoid, plain.sigmoid_f64)
+rational_tanh_f32, rational_tanh_f64 = _unary(rational.tanh, libm("tanh"))
 softplus_f32, softplus_f64 = _unary(exponentials.softplus, plain.softplus_f64)
 erf_f32, erf_f64 = _unary(exponentials.erf, libm("erf"))
 sin_f32, sin_f64 = _unary(trigonometry.sin, libm("sin"))
