@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction, find_contraction, ranges_of
+from tilewright.fusion.renew import renewed
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import (
@@ -105,7 +106,7 @@ class _Inliner:
 
     def run(self) -> Program:
         for t in self.order:
-            self.done[t.name] = self._visit(t) if isinstance(t, Compute) else t
+            self.done[t.name] = self._visit(t) if isinstance(t, Compute) else renewed(t, self.done)
         outputs = tuple(self.done[t.name] for t in self.outputs)
         order = [self.done[t.name] for t in topological(outputs)]
         consumers: dict[str, list[Tensor]] = {t.name: [] for t in order}

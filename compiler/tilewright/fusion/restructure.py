@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.inline import channels_last_strides, topological
+from tilewright.fusion.renew import renewed
 from tilewright.fusion.weights import PackedWeights
 from tilewright.fusion.winograd import (
     POINTS,
@@ -22,14 +23,12 @@ from tilewright.fusion.winograd import (
     winograd,
     winograd_cost,
 )
-from tilewright.loops.ir import Accumulate, Expr, Load, Node, Stmt, Store, Var, rewrite, walk
+from tilewright.loops.ir import Expr, Load, Var, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
 from tilewright.ops.tensor import (
     Compute,
     Constant,
-    Nest,
-    NestOutput,
     Tensor,
     compute,
     constant,
@@ -64,47 +63,11 @@ def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     """Equal outputs, with convolutions in the form that suits them."""
     done: dict[str, Tensor] = {}
     for t in topological(outputs):
-        renewed = _renewed(t, done)
-        c = find_convolution(renewed)
+        current = renewed(t, done)
+        c = find_convolution(current)
         chosen = c and _choose(c, means)
-        done[t.name] = chosen or renewed
+        done[t.name] = chosen or current
     return [done[t.name] for t in outputs]
-
-
-def _renewed(t: Tensor, done: dict[str, Tensor]) -> Tensor:
-    """t reading what its sources have become."""
-    if isinstance(t, Compute):
-        body: Expr = _reading(t.body, done)  # type: ignore[assignment]
-        return t if body is t.body else replace(t, body=body)
-    if isinstance(t, NestOutput):
-        _renew_nest(t.nest[0], done)
-        return done[t.name]
-    return t
-
-
-def _renew_nest(nest: Nest, done: dict[str, Tensor]) -> None:
-    """Put all results of the nest into `done`, as those of a nest that reads what is there."""
-    if nest.outputs[0].name in done:
-        return
-    if _reading(nest.body, done) is nest.body:
-        done.update({o.name: o for o in nest.outputs})
-        return
-    outputs = tuple(replace(o, nest=[]) for o in nest.outputs)
-    done.update({o.name: o for o in outputs})
-    body: Stmt = _reading(nest.body, done)  # type: ignore[assignment]
-    made = replace(nest, body=body, outputs=outputs)
-    for o in outputs:
-        o.nest.append(made)
-
-
-def _reading(n: Node, done: Mapping[str, Tensor]) -> Node:
-    def rule(n: Node) -> Node | None:
-        if not isinstance(n, (Load, Store, Accumulate)):
-            return None
-        now = done.get(n.buffer.name, n.buffer)
-        return None if now is n.buffer else replace(n, buffer=now)
-
-    return rewrite(n, rule)
 
 
 def _choose(c: Convolution, means: Means) -> Tensor | None:
