@@ -174,3 +174,63 @@ def test_the_largest_tiles_do_not_spill(kind: str, vectors: int) -> None:
     names = f"pointers.{kind} pointers.integer pointers.offset tile.zeros_{kind} tile.store"
     kernel = compile_kernel(body, f"{names} matmul.matmul")
     assert not re.search(r"v\w+\s+(%[yz]mm.*\(%r[sb]p\)|.*\(%r[sb]p\), %[yz]mm)", kernel.assembly)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize(("rows", "vectors"), SHAPES)
+def test_matmul_rows_reads_b_in_place(rows: int, vectors: int, kind: str) -> None:
+    depth, n, apart = 7, width(kind, vectors), width(kind, vectors) + 5
+    a, b = random(rows, depth, kind=kind), random(depth, apart, kind=kind)
+    c = np.full((rows, n), np.nan, a.dtype)
+    body = f"""
+    acc = zeros_{kind}({rows}, {vectors})
+    acc = matmul_rows(acc, {kind}(args, 0), {depth}, 1, {kind}(args, 1), {apart}, {depth})
+    store(acc, {kind}(args, 2), {n})
+    """
+    imports = f"tile.zeros_{kind} tile.store matmul.matmul_rows pointers.{kind}"
+    compile_kernel(body, imports)(a, b, c)
+    close(c, a.astype(np.float64) @ b[:, :n], depth)
+
+
+COLUMN_STEPS: dict[str, tuple[float, Any]] = {
+    "add_product": (0.0, lambda old, x, w: old + x * w),
+    "add": (0.0, lambda old, x, w: old + x),
+    "maximum": (-np.inf, lambda old, x, w: np.maximum(old, x)),
+    "minimum": (np.inf, lambda old, x, w: np.minimum(old, x)),
+}
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("name", COLUMN_STEPS)
+@pytest.mark.parametrize("first", [-3, 0, 2, 9])
+@pytest.mark.parametrize("step", [1, 2])
+def test_columns(first: int, step: int, name: str, kind: str) -> None:
+    """Pixels of a row that lie outside leave the tile as it was; NaN among the others stays."""
+    rows, pixels, n = 5, 8, width(kind, 2)
+    start, function = COLUMN_STEPS[name]
+    x, w = random(pixels, n, kind=kind), random(n, kind=kind)
+    x[1, 3] = np.nan
+    y = np.empty((rows, n), x.dtype)
+    factor = f", {kind}(args, 1)" if name == "add_product" else ""
+    body = (
+        f"""
+    x = {kind}(args, 0)
+    acc = full_{kind}({rows}, 2, to_{kind}({float(start)!r}))
+    acc = {name}_columns_window(acc, x, True, {first}, {step}, {pixels}, {n}{factor})
+    acc = {name}_columns_window(acc, x, False, 0, 1, {pixels}, {n}{factor})
+    store(acc, {kind}(args, 2), {n})
+    """.replace("-inf", "-math_inf")
+        .replace("(inf", "(math_inf")
+        .replace("math_inf", "1e999")
+    )
+    imports = f"columns.full_{kind} columns.{name}_columns_window tile.store casts.to_{kind}"
+    compile_kernel(body, f"{imports} pointers.{kind}")(x, w, y)
+    want = np.full((rows, n), start)
+    for r in range(rows):
+        if 0 <= first + r * step < pixels:
+            want[r] = function(want[r], x[first + r * step].astype(np.float64), w)
+    np.testing.assert_allclose(y, want, rtol=1e-6)
+    plain = body.replace("_window", "").replace(f"True, {first}, {step}, {pixels}, {n}", str(n))
+    kept = [line for line in plain.split("\n") if "False" not in line]
+    compile_kernel("\n".join(kept), f"{imports} pointers.{kind}".replace("_window", ""))(x, w, y)
+    np.testing.assert_allclose(y, function(np.full((rows, n), start), x[:rows], w), rtol=1e-6)

@@ -1,0 +1,290 @@
+"""Every way of computing a convolution means the same: kernels by the interpreter, and compiled,
+against whole arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from tilewright.dtypes import DType
+from tilewright.fusion import winograd
+from tilewright.fusion.convolution import find_convolution
+from tilewright.fusion.groups import form_groups
+from tilewright.fusion.inline import inline
+from tilewright.fusion.legalize import legalize
+from tilewright.fusion.lower import lower
+from tilewright.fusion.pack import pack_operands
+from tilewright.fusion.restructure import STRATEGIES, Means, restructure
+from tilewright.fusion.weights import PackedWeights
+from tilewright.fusion.winograd import WinogradCompute, matrices
+from tilewright.loops.interpret import interpret, poisoned
+from tilewright.loops.ir import Tile, walk
+from tilewright.loops.verify import verify
+from tilewright.ops.convolution import conv, conv_transpose
+from tilewright.ops.evaluate import evaluate
+from tilewright.ops.pooling import average_pool, max_pool
+from tilewright.ops.tensor import (
+    Compute,
+    Constant,
+    Placeholder,
+    Tensor,
+    compute,
+    constant,
+    placeholder,
+)
+from tilewright.options import Options
+from tilewright.runtime.cache import default_cache
+from tilewright.runtime.plan import build_plan
+from tilewright.schedule.heuristics import TileLimits, choose_schedule
+
+SMALL = TileLimits(rows={1: 4, 2: 3}, lanes={32: 4, 64: 2})
+PATIENT = settings(
+    max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+windows = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2), st.integers(0, 2))
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def on_interpreter(x: Placeholder, y: Tensor, value: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
+    """The result by the loops of every kernel, and what the kernels were made of."""
+    weights = PackedWeights()
+    outputs = restructure(legalize([y]), Means(SMALL.lanes, weights))
+    whole = pack_operands(inline([x], outputs), SMALL.lanes, weights)
+    arrays, seen = {x.name: value}, Counter[str]()
+    for group in form_groups(whole):
+        n = lower(group, whole)
+        kernel = verify(choose_schedule(n, SMALL))
+        seen["winograd"] += group.winograd is not None
+        seen["tiles"] += any(isinstance(s, Tile) for s in walk(kernel.body))
+        env = {}
+        for b, t in zip(kernel.params, n.tensors, strict=True):
+            if t.name not in arrays:
+                arrays[t.name] = t.value if isinstance(t, Constant) else poisoned(t.shape, t.dtype)
+            env[b.name] = arrays[t.name]
+        interpret(kernel, env)
+    return arrays[whole.outputs[0].name], seen
+
+
+def compiled(x: Placeholder, y: Tensor, value: np.ndarray) -> np.ndarray:
+    plan = build_plan([x], [y], Options(threads=2), default_cache())
+    return plan.run([value])[0]
+
+
+def check(x: Placeholder, y: Tensor, value: np.ndarray) -> Counter[str]:
+    want = evaluate(y, {x.name: value})
+    tolerance = 1e-4 * max(1.0, float(np.abs(want).max(initial=0)))
+    got, seen = on_interpreter(x, y, value)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(compiled(x, y, value), want, rtol=0, atol=tolerance)
+    for name in seen:
+        event(f"{name}: {bool(seen[name])}")
+    return seen
+
+
+def image(shape: tuple[int, ...], inner: bool) -> tuple[Placeholder, Tensor, np.ndarray]:
+    """A placeholder and a map of it, with channels innermost in memory or not."""
+    x = placeholder(shape, DType.F32)
+    y = compute(shape, lambda *i: x[i] * 0.5, channels_last=inner)
+    return x, y, random(*shape)
+
+
+def completed(y: Tensor, residual: bool) -> Tensor:
+    """y with an epilogue: one that reads the result twice, or another tensor too."""
+    if residual:
+        other = constant(random(*y.shape, seed=9))
+        return compute(y.shape, lambda *i: y[i] + other[i])
+    return compute(y.shape, lambda *i: y[i] * y[i] + 1.0)
+
+
+@PATIENT
+@given(
+    batch=st.integers(1, 2),
+    group=st.integers(1, 3),
+    inputs=st.integers(1, 6),
+    outputs=st.integers(1, 6),
+    extents=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    down=windows,
+    along=windows,
+    inner=st.booleans(),
+    residual=st.booleans(),
+)
+def test_convolutions(
+    batch: int,
+    group: int,
+    inputs: int,
+    outputs: int,
+    extents: tuple[int, int],
+    down: tuple[int, int, int, int],
+    along: tuple[int, int, int, int],
+    inner: bool,
+    residual: bool,
+) -> None:
+    kernel, strides, dilations, pads = zip(down, along, strict=True)
+    fits = [
+        n + 2 * p >= (k - 1) * d + 1
+        for n, k, d, p in zip(extents, kernel, dilations, pads, strict=True)
+    ]
+    if not all(fits):
+        return
+    x, middle, value = image((batch, group * inputs, *extents), inner)
+    w = constant(random(group * outputs, inputs, *kernel, seed=1))
+    y = conv(middle, w, group=group, strides=strides, dilations=dilations, pads=(*pads, *pads))
+    assert find_convolution(legalize([y])[0]) is not None or w.size == 0
+    check(x, completed(y, residual), value)
+
+
+@PATIENT
+@given(
+    group=st.integers(1, 2),
+    inputs=st.integers(1, 5),
+    outputs=st.integers(1, 5),
+    extents=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    before=st.integers(0, 2),
+    more=st.integers(0, 1),
+)
+def test_transposed_convolutions(
+    group: int,
+    inputs: int,
+    outputs: int,
+    extents: tuple[int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    before: int,
+    more: int,
+) -> None:
+    out = [
+        (n - 1) * s + more + k - before for n, s, k in zip(extents, strides, kernel, strict=True)
+    ]
+    if min(out) < 1 or more >= min(strides):
+        return
+    x, middle, value = image((1, group * inputs, *extents), True)
+    w = constant(random(group * inputs, outputs, *kernel, seed=1))
+    pads = (before, before, 0, 0)
+    y = conv_transpose(
+        middle, w, group=group, strides=strides, pads=pads, output_padding=(more, more)
+    )
+    check(x, y, value)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Winograd's algorithm for images that are too small for it to pay."""
+    for name in ("FETCH", "COPY", "TRANSFORM"):
+        monkeypatch.setattr(winograd, name, 0.0)
+    yield
+
+
+@PATIENT
+@given(
+    batch=st.integers(1, 2),
+    inputs=st.integers(4, 9),
+    outputs=st.integers(4, 13),
+    extents=st.tuples(st.integers(3, 11), st.integers(3, 11)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    inner=st.booleans(),
+    residual=st.booleans(),
+)
+def test_winograd(
+    eager: None,
+    batch: int,
+    inputs: int,
+    outputs: int,
+    extents: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    inner: bool,
+    residual: bool,
+) -> None:
+    x, middle, value = image((batch, inputs, *extents), inner)
+    w = constant(random(outputs, inputs, 3, 3, seed=1))
+    y = conv(middle, w, pads=pads)
+    seen = check(x, completed(y, residual), value)
+    event(f"winograd: {seen['winograd']}")
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_winograd_of_larger_images(m: int, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilewright.fusion.restructure.POINTS", {m: winograd.POINTS[m]})
+    x, middle, value = image((1, 40, 61, 35), True)
+    y = conv(middle, constant(random(72, 40, 3, 3, seed=1)), pads=(1, 1, 1, 1))
+    outputs = restructure(legalize([y]), Means({32: 16, 64: 8}, PackedWeights()))
+    assert isinstance(outputs[0], WinogradCompute)
+    assert outputs[0].form is not None and outputs[0].form.m == m
+    want = evaluate(y, {x.name: value})
+    got = compiled(x, y, value)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_winograds_matrices(m: int) -> None:
+    table = matrices(m)
+    data, taps = random(m + 2).astype(np.float64), random(3, seed=1).astype(np.float64)
+    got = table.a @ ((table.g @ taps) * (table.b @ data))
+    np.testing.assert_allclose(got, np.correlate(data, taps), rtol=1e-12)
+
+
+def test_exact_sums_are_left_alone(eager: None) -> None:
+    _, middle, _ = image((1, 8, 9, 9), True)
+    y = conv(middle, constant(random(8, 8, 3, 3)), pads=(1, 1, 1, 1))
+    assert isinstance(y, Compute)
+    means = Means(SMALL.lanes, PackedWeights())
+    assert isinstance(restructure([y], means)[0], WinogradCompute)
+    assert not isinstance(restructure([replace(y, exact=True)], means)[0], WinogradCompute)
+
+
+@PATIENT
+@given(
+    channels=st.integers(1, 11),
+    extents=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    down=windows,
+    along=windows,
+    greatest=st.booleans(),
+)
+def test_pools(
+    channels: int,
+    extents: tuple[int, int],
+    down: tuple[int, int, int, int],
+    along: tuple[int, int, int, int],
+    greatest: bool,
+) -> None:
+    kernel, strides, dilations, wanted = zip(down, along, strict=True)
+    pads = [min(p, k - 1) for p, k in zip(wanted, kernel, strict=True)]
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    if any(n + 2 * p < r for n, p, r in zip(extents, pads, reach, strict=True)):
+        return
+    x, middle, value = image((1, channels, *extents), True)
+    pool = max_pool if greatest else average_pool
+    found = pool(
+        middle, kernel_shape=kernel, strides=strides, dilations=dilations, pads=(*pads, *pads)
+    )
+    y = found[0] if isinstance(found, tuple) else found
+    assert y is not None
+    check(x, y, value)
+
+
+def test_every_strategy_is_met() -> None:
+    """One convolution for each strategy that only this one takes."""
+    means, cases = (
+        Means(SMALL.lanes, PackedWeights()),
+        {
+            "split_groups": ((1, 8, 9, 9), (8, 4, 3, 3), 2),
+            "gather_few_outputs": ((1, 8, 9, 9), (1, 8, 3, 3), 1),
+            "widen_lines": ((1, 3, 9, 9), (8, 3, 3, 3), 1),
+        },
+    )
+    for name, (shape, weights, group) in cases.items():
+        _, middle, _ = image(shape, True)
+        c = find_convolution(conv(middle, constant(random(*weights)), group=group, pads=(1,) * 4))
+        assert c is not None
+        taken = [s.__name__ for s in STRATEGIES if s(c, means) is not None]
+        assert taken[0] == name
