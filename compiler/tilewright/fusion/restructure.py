@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tilewright.dtypes import DType
+from tilewright.fusion.attention import find_attention
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.inline import channels_last_strides, topological
 from tilewright.fusion.renew import renewed
@@ -35,6 +36,7 @@ from tilewright.ops.tensor import (
     sources,
 )
 
+FLOAT_BITS = 32
 MIN_REUSE = 32  # products per element of the image for which a copy of it pays
 FEW_OUTPUTS = 4  # fewer channels of results than this do not make the columns of a tile
 
@@ -62,12 +64,23 @@ Strategy = Callable[[Convolution, Means], Tensor | None]
 def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     """Equal outputs, with convolutions in the form that suits them."""
     done: dict[str, Tensor] = {}
-    for t in topological(outputs):
+    order = topological(outputs)
+    readers = _readers(order)
+    names = frozenset(t.name for t in outputs)
+    for t in order:
         current = renewed(t, done)
         c = find_convolution(current)
-        chosen = c and _choose(c, means)
-        done[t.name] = chosen or current
+        attention = find_attention(current, readers, names, means.lanes[FLOAT_BITS])
+        done[t.name] = attention or (c and _choose(c, means)) or current
     return [done[t.name] for t in outputs]
+
+
+def _readers(order: Sequence[Tensor]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {t.name: set() for t in order}
+    for t in order:
+        for s in sources(t):
+            found[s.name].add(t.name)
+    return {name: frozenset(reading) for name, reading in found.items()}
 
 
 def _choose(c: Convolution, means: Means) -> Tensor | None:
