@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 
+import numpy as np
 import pytest
 
+from tilewright.codegen.emit import emit
 from tilewright.dtypes import DType
 from tilewright.errors import ScheduleError
+from tilewright.loops.interpret import interpret
 from tilewright.loops.ir import (
     Accumulate,
     Buffer,
+    Cast,
     Expr,
     For,
     Kernel,
@@ -22,7 +27,17 @@ from tilewright.loops.ir import (
     index_const,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.schedule.directives import Bind, Block, Directive, Merge, Swap, Tensorize, schedule
+from tilewright.runtime.cache import default_cache
+from tilewright.schedule.directives import (
+    Bind,
+    Block,
+    Directive,
+    Merge,
+    Swap,
+    Tensorize,
+    Together,
+    schedule,
+)
 
 ROWS, COLUMNS = 6, 4
 X = Buffer("x", DType.F32, (ROWS, COLUMNS))
@@ -85,6 +100,7 @@ REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
     "merge with an extent that depends": (TRIANGLE, Merge("i", "j"), "extent of j is not fixed"),
     "tasks of a sum": (SUM, Bind("j"), "parallel axis j writes z without indexing by it"),
     "tasks inside": (COPY, Bind("j"), "nothing but parallel loops around it"),
+    "together without a parallel loop": (COPY, Together("j", 2), "no parallel loop"),
     "no such loop": (COPY, Bind("k"), "k has no loop over k"),
     "tiles of a copy": (COPY, Tensorize("j", "i"), "0 blocked reductions"),
 }
@@ -119,3 +135,25 @@ def test_tasks_may_write_side_by_side() -> None:
     split = nest(Store(Y, ((ROW * COLUMNS + COLUMN) // 4, (ROW * COLUMNS + COLUMN) % 4), ELEMENT))
     for k in (flat, split):
         assert schedule(k, (Bind("i"),)).schedule
+
+
+@pytest.mark.parametrize(("rows", "columns", "count"), [(7, 3, 2), (8, 5, 4), (9, 2, 8), (5, 4, 3)])
+def test_iterations_together_are_the_same_iterations(rows: int, columns: int, count: int) -> None:
+    z = Buffer("z", DType.F32, (2, columns, rows))
+    index = (Var("o"), Var("c"), Var("r"))
+    body: Stmt = Store(z, index, Cast(DType.F32, (Var("o") * 100 + Var("c") * 10) + Var("r")))
+    for axis, extent in (("r", rows), ("c", columns), ("o", 2)):
+        body = For(axis, index_const(extent), body, LoopKind.PARALLEL)
+    kernel = schedule(Kernel("k", (z,), body, frozenset("z")), (Together("r", count),))
+    emitted = emit(kernel)
+    address = default_cache().load([emitted.text])[0]
+    want = np.full(z.shape, np.nan, np.float32)
+    interpret(kernel, {"z": want})
+    for chunk in (1, 3, 2 * columns * rows):
+        got = np.full((2, columns, rows), np.nan, np.float32)
+        numbers = [0, got.ctypes.data, *emitted.numbers, chunk]
+        table = np.array(numbers, np.int64)
+        call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(address)
+        for task in range(-(-2 * columns * rows // chunk)):
+            call(task, table.ctypes.data)
+        np.testing.assert_array_equal(got, want)

@@ -150,6 +150,9 @@ class _Emitter:
         total = self.number(self.iterations)
         bounds = f"range(task * chunk, min(task * chunk + chunk, {total}))"
         names = [self.axis(n.axis) for n in loops]
+        if loops[-1].together:
+            lines = self._together(loops, names, extents)
+            return [f"for t in {bounds}:", *indent([*lines, *self._statement(s)])]
         if len(loops) == 1:
             return [f"for {names[0]} in {bounds}:", *indent(self._statement(s))]
         lines = [
@@ -161,6 +164,24 @@ class _Emitter:
             lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
         lines.append(f"{names[0]} = rest")
         return [f"for t in {bounds}:", *indent([*lines, *self._statement(s)])]
+
+    def _together(self, loops: list[For], names: list[str], extents: list[int]) -> list[str]:
+        """The iteration number t as axes, some iterations of the innermost loop at a time."""
+        inner, outer = self.number(extents[-1]), self.number(extents[-2])
+        count = self.number(loops[-1].together)
+        lines = [
+            f"rest = t // ({inner} * {outer})",
+            f"place = t - rest * ({inner} * {outer})",
+            f"first = place // ({count} * {outer}) * {count}",
+            f"width = min({count}, {inner} - first)",
+            f"place = place - first * {outer}",
+            f"{names[-2]} = place // width",
+            f"{names[-1]} = first + place - {names[-2]} * width",
+        ]
+        for name, n in zip(names[-3::-1], extents[-3::-1], strict=True):
+            size = self.number(n)
+            lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
+        return lines
 
     def axis(self, axis: str) -> str:
         name = f"i{len(self.axes)}"

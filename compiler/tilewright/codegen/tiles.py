@@ -18,6 +18,7 @@ from tilewright.loops.ir import (
     Expr,
     For,
     Load,
+    Space,
     Stmt,
     Store,
     Tile,
@@ -184,7 +185,8 @@ def _product_step(printer: Printer, form: Microtile, name: str, width: int) -> l
     rest = f"{form.depth_stride}, {b}"
     if form.b_stride is not None:
         return _step(printer, form, name, "matmul_rows", f"{rest}, {form.b_stride}, {depth}")
-    if form.inner is None or form.rows.window is not None or not form.row_stride:
+    near = form.b.buffer.space is Space.LOCAL
+    if form.inner is None or near or form.rows.window is not None or not form.row_stride:
         return _step(printer, form, name, "matmul", f"{rest}, {depth}")
     ahead = f"{printer.use('offset')}({b}, {depth} * {width})"
     return _step(printer, form, name, "matmul_prefetch", f"{rest}, {depth}, {ahead}, {width}")

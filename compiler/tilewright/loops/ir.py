@@ -174,13 +174,18 @@ class Accumulate:
 
 @dataclass(frozen=True, slots=True)
 class For:
-    """Runs body for axis = 0 .. extent-1. `extent` may depend on outer axes."""
+    """Runs body for axis = 0 .. extent-1. `extent` may depend on outer axes.
+
+    `together` of a parallel loop: how many of its iterations come before the parallel loop around
+    it advances, 0 for all. An order for caches; the iterations are independent anyway.
+    """
 
     axis: str
     extent: Expr
     body: Stmt
     kind: LoopKind = LoopKind.SERIAL
     baked: bool = False  # the extent is printed as a literal, not lifted to a parameter
+    together: int = 0
 
 
 @dataclass(frozen=True, slots=True)

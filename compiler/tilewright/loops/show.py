@@ -60,7 +60,8 @@ def _statement(s: Stmt) -> list[str]:
     match s:
         case For(axis=axis, extent=extent, body=body, kind=kind):
             word = "parallel" if kind is LoopKind.PARALLEL else "for"
-            return [f"{word} {axis} in {show_expr(extent)}:", *_indent(_statement(body))]
+            order = f", {s.together} together" if s.together else ""
+            return [f"{word} {axis} in {show_expr(extent)}{order}:", *_indent(_statement(body))]
         case If(condition=c, body=body):
             return [f"if {show_expr(c)}:", *_indent(_statement(body))]
         case Block(stmts=stmts):

@@ -54,8 +54,8 @@ def _token(n: Node, numbers: dict[str, int]) -> Hashable:
             return kind, _buffer(b, numbers)
         case Accumulate(buffer=b, op=op):
             return kind, op, _buffer(b, numbers)
-        case For(axis=axis, kind=how, baked=baked):
-            return kind, numbers.setdefault(axis, len(numbers)), how, baked
+        case For(axis=axis, kind=how, baked=baked, together=together):
+            return kind, numbers.setdefault(axis, len(numbers)), how, baked, together
         case Block(stmts=stmts):
             return kind, len(stmts)
         case Tile(acc=acc, rows=rows, columns=columns):

@@ -197,6 +197,26 @@ class Bind:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Take `count` iterations of a parallel loop before the parallel loop around it advances.
+
+    What they read stays in the cache while the outer loop walks over the rest.
+    """
+
+    axis: str
+    count: int
+
+    def __call__(self, kernel: Kernel) -> Kernel:
+        target = _loop(kernel, self.axis)
+        inner = target.body
+        if target.kind is not LoopKind.PARALLEL or not 0 < self.count < _extent(target):
+            raise ScheduleError(f"{self}: no parallel loop with more iterations")
+        if isinstance(inner, For) and inner.kind is LoopKind.PARALLEL:
+            raise ScheduleError(f"{self}: there is a parallel loop inside")
+        return _replaced(kernel, target, replace(target, together=self.count))
+
+
+@dataclass(frozen=True)
 class Bake:
     """Print the extent of a loop as a literal: for windows and other sizes that belong to the
     structure."""
@@ -269,7 +289,7 @@ class Tensorize:
         return all(n.extent == index_const(width) for n in found)
 
 
-Directive = Merge | Block | Swap | Bind | Bake | Tensorize
+Directive = Merge | Block | Swap | Bind | Together | Bake | Tensorize
 
 
 def schedule(kernel: Kernel, directives: Iterable[Directive]) -> Kernel:

@@ -21,10 +21,13 @@ from tilewright.schedule.directives import (
     Merge,
     Swap,
     Tensorize,
+    Together,
     schedule,
 )
 
 WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
+BITS_PER_BYTE = 8
+ROWS_BYTES = 512 << 10  # of the left operand that should stay in the second level
 BLOCK_OVERHEAD = 0.7  # of a block of rows, in rows
 VECTOR_BLOCK = (
     64  # elements that are accumulated side by side where the summed axis is not contiguous
@@ -183,7 +186,7 @@ def _innermost(s: Stmt) -> set[str]:
 def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimits) -> None:
     positions = {a: f"row{k}" for k, a in enumerate(lowered.group.members[0].axes)}
     columns = positions[c.columns]
-    rows = _merge_rows(builder, positions[c.rows]) if c.rows else ""
+    rows, height = _merge_rows(builder, positions[c.rows]) if c.rows else "", 1
     width = lowered.group.members[0].dtype.bits
     panel = c.b.load.buffer.shape[-1]
     vectors = max(1, panel // limits.lanes[width])
@@ -197,6 +200,17 @@ def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimit
         Tensorize(f"{columns}_i", f"{rows}_i" if rows else "")
     )  # plain loops remain otherwise
     _bind(builder, builder.axes)
+    if rows and len(c.depth) == 1 and not c.a.guards:
+        depth = dict(lowered.group.members[0].reduction.axes)[c.depth[0]]  # type: ignore[union-attr]
+        _share_rows(builder, rows, height * depth * width // BITS_PER_BYTE)
+
+
+def _share_rows(builder: _Builder, rows: str, nbytes: int) -> None:
+    """Walk over all columns with as many blocks of rows as the second-level cache keeps."""
+    blocks = builder.extent(rows)
+    most = max(2, ROWS_BYTES // max(nbytes, 1))
+    if blocks > most:
+        builder.attempt(Together(rows, -(-blocks // -(-blocks // most))))
 
 
 def _merge_rows(builder: _Builder, rows: str) -> str:
