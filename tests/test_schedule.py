@@ -139,16 +139,16 @@ def test_tasks_may_write_side_by_side() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "count"), [(7, 3, 2), (8, 5, 4), (9, 2, 8), (5, 4, 3)])
 def test_iterations_together_are_the_same_iterations(rows: int, columns: int, count: int) -> None:
-    z = Buffer("z", DType.F32, (2, columns, rows))
+    z = Buffer("p0", DType.F32, (2, columns, rows))
     index = (Var("o"), Var("c"), Var("r"))
     body: Stmt = Store(z, index, Cast(DType.F32, (Var("o") * 100 + Var("c") * 10) + Var("r")))
     for axis, extent in (("r", rows), ("c", columns), ("o", 2)):
         body = For(axis, index_const(extent), body, LoopKind.PARALLEL)
-    kernel = schedule(Kernel("k", (z,), body, frozenset("z")), (Together("r", count),))
+    kernel = schedule(Kernel("k", (z,), body, frozenset({"p0"})), (Together("r", count),))
     emitted = emit(kernel)
     address = default_cache().load([emitted.text])[0]
     want = np.full(z.shape, np.nan, np.float32)
-    interpret(kernel, {"z": want})
+    interpret(kernel, {"p0": want})
     for chunk in (1, 3, 2 * columns * rows):
         got = np.full((2, columns, rows), np.nan, np.float32)
         numbers = [0, got.ctypes.data, *emitted.numbers, chunk]
