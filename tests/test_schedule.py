@@ -14,6 +14,7 @@ from tilewright.errors import ScheduleError
 from tilewright.loops.interpret import interpret
 from tilewright.loops.ir import (
     Accumulate,
+    Alloc,
     Buffer,
     Cast,
     Expr,
@@ -21,6 +22,7 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     LoopKind,
+    Space,
     Stmt,
     Store,
     Var,
@@ -67,6 +69,16 @@ TRANSPOSE = nest(Store(Y, (ROW, COLUMN), Load(TURNED, (COLUMN, ROW))))
 SUM = nest(Accumulate(Z, (ROW,), ScalarOp.ADD, ELEMENT))
 TRIANGLE = kernel(loop("i", COLUMNS, loop("j", ROW, Store(Y, (ROW, COLUMN), ELEMENT))))
 
+LINE = Buffer("line", DType.F32, (1 << 13,), space=Space.LOCAL)
+LINES = kernel(
+    loop(
+        "i",
+        128,
+        Alloc(LINE, loop("j", 1 << 13, Store(LINE, (COLUMN,), Load(Z, (index_const(0),))))),
+        LoopKind.PARALLEL,
+    )
+)
+
 REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
     "blocks of a sum": (SUM, Block("j", 3), "parallel axis j writes z without indexing by it"),
     "blocks of a sum that overlap": (
@@ -79,6 +91,7 @@ REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
         Block("i", 4, overlap=True),
         "elements would be accumulated twice",
     ),
+    "scratch of many rows": (LINES, Block("i", 128), "4,194,304 bytes of scratch"),
     "tasks by a quotient": (
         nest(Store(Y, (ROW // 2, COLUMN), ELEMENT)),
         Bind("i"),

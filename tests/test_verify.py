@@ -326,6 +326,14 @@ TASKS: dict[str, tuple[Stmt, str]] = {
     ),
 }
 
+HUGE = Buffer("huge", DType.F32, (1 << 20,), space=Space.LOCAL)
+MEMORY: dict[str, tuple[Stmt, str]] = {
+    "a task's stack": (
+        parallel("i", N, Alloc(HUGE, loop("j", 1 << 20, Store(HUGE, (COL,), ONE)))),
+        "k: 4,194,304 bytes of scratch; a task has 2,097,152",
+    ),
+}
+
 DEFECTS = {
     f"{kind}: {name}": case
     for kind, cases in {
@@ -333,6 +341,7 @@ DEFECTS = {
         "index": INDICES,
         "type": TYPES,
         "tasks": TASKS,
+        "memory": MEMORY,
     }.items()
     for name, case in cases.items()
 }

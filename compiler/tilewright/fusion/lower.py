@@ -31,7 +31,7 @@ from tilewright.loops.ir import (
     substitute,
     walk,
 )
-from tilewright.loops.locate import axis_ranges
+from tilewright.loops.locate import MAX_SCRATCH_BYTES, axis_ranges
 from tilewright.loops.scalars import identity
 from tilewright.ops.tensor import Compute, Tensor
 
@@ -81,18 +81,21 @@ class _Lowering:
         ]
         self.row_axes: list[tuple[str, int]] = self._row_axes()
         self.locals: dict[str, Buffer] = {}
+        self.scratch = MAX_SCRATCH_BYTES
         for m in group.members:
             self._place(m)
 
     def _place(self, m: Compute) -> None:
         """Give a member that nobody outside reads a local buffer, or memory after all if a row is
-        too long."""
+        too long or scratch is used up."""
         if m in self.stored:
             return
         inner = tuple(m.shape[k] for k in self._kept(m))
-        if m.dtype.itemsize * prod(inner) > LOCAL_BYTES:
+        size = m.dtype.itemsize * prod(inner)
+        if size > min(LOCAL_BYTES, self.scratch):
             self.stored.append(m)
         else:
+            self.scratch -= size
             self.locals[m.name] = Buffer(m.name, m.dtype, inner, space=Space.LOCAL)
 
     def _kept(self, m: Compute) -> list[int]:

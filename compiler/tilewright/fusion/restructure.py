@@ -19,6 +19,7 @@ from tilewright.fusion.winograd import (
     POINTS,
     TAPS,
     direct_cost,
+    fits,
     in_run,
     panel_width,
     winograd,
@@ -259,9 +260,9 @@ def filter_minimally(c: Convolution, means: Means) -> Tensor | None:
     if not _is_plain_3x3(c) or c.inputs < lanes or c.outputs < lanes:
         return None
     width = panel_width(c, lanes)
-    costs = {m: winograd_cost(c, m, width) for m in POINTS}
-    best = min(costs, key=lambda m: costs[m])
-    if costs[best] >= direct_cost(c, width):
+    costs = {m: winograd_cost(c, m, width) for m in POINTS if fits(c, m)}
+    best = min(costs, key=lambda m: costs[m], default=0)
+    if not best or costs[best] >= direct_cost(c, width):
         return None
     tall, wide = (-(-d.out // best) * best + TAPS - 1 for d in c.dims)
     return winograd(c, _lines(c, (tall, wide)), best, lanes, means.weights)

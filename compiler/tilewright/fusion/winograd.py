@@ -17,6 +17,7 @@ from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution
 from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.ir import Expr, Load
+from tilewright.loops.locate import MAX_SCRATCH_BYTES
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
@@ -24,6 +25,7 @@ from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, 
 TAPS = 3
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}
 ROWS = 14  # tiles multiplied at once
+MAX_BLOCK_BYTES = MAX_SCRATCH_BYTES * 3 // 4  # transformed tiles of any block
 SCRATCH_BYTES = 600 << 10  # transformed tiles of one block: they should stay in the second level
 
 
@@ -145,6 +147,13 @@ COPY = 4.0  # the same for a byte of the image that is copied
 def panel_width(c: Convolution, lanes: int) -> int:
     """Channels of results that are computed side by side."""
     return 2 * lanes if c.outputs > lanes else lanes
+
+
+def fits(c: Convolution, m: int) -> bool:
+    """Whether the transformed tiles of the smallest block fit a task's scratch."""
+    alpha = m + TAPS - 1
+    tiles = prod(-(-d.out // m) for d in c.dims)
+    return 4 * alpha * alpha * min(ROWS, tiles) * c.inputs <= MAX_BLOCK_BYTES
 
 
 def direct_cost(c: Convolution, width: int) -> float:

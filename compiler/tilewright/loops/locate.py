@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from tilewright.loops.affine import Linear, Range, interval, linear
 from tilewright.loops.ir import (
@@ -20,6 +21,8 @@ from tilewright.loops.ir import (
     strides_of,
     walk,
 )
+
+MAX_SCRATCH_BYTES = 2 << 20  # of one task, on the stack of whichever thread runs it
 
 
 def axis_ranges(node: Node) -> dict[str, Range]:
@@ -63,3 +66,8 @@ def outer_loops(body: Stmt) -> list[For]:
 def allocations(node: Node) -> list[Buffer]:
     """The local buffers below the node."""
     return [n.buffer for n in walk(node) if isinstance(n, Alloc)]
+
+
+def scratch_bytes(node: Node) -> int:
+    """Memory on a task's stack for all local buffers below the node."""
+    return sum(b.dtype.itemsize * prod(b.shape) for b in allocations(node))

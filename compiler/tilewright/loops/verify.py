@@ -5,7 +5,8 @@
 guards around it;
 * operands of a scalar function agree in type, values are stored in the buffer's type;
 * no two iterations of a parallel loop are known to write one element (unless overlapping blocks
-compute it twice, from the same operands).
+compute it twice, from the same operands);
+* the local buffers of a kernel fit on a stack.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ from tilewright.loops.ir import (
     variables,
     walk,
 )
-from tilewright.loops.locate import axis_ranges
+from tilewright.loops.locate import MAX_SCRATCH_BYTES, axis_ranges, scratch_bytes
 from tilewright.loops.scalars import MONOIDS, ScalarOp
 
 
 def verify(kernel: Kernel) -> Kernel:
     """The kernel itself, once it is known to be sound; VerifyError otherwise."""
     scope = _Scope((kernel.name,), {b.name: b for b in kernel.params})
+    if (scratch := scratch_bytes(kernel.body)) > MAX_SCRATCH_BYTES:
+        scope.fail(f"{scratch:,} bytes of scratch; a task has {MAX_SCRATCH_BYTES:,}")
     _Verifier(frozenset(kernel.outputs)).statement(kernel.body, scope)
     return kernel
 

@@ -39,7 +39,14 @@ from tilewright.loops.ir import (
 from tilewright.loops.ir import (
     Block as Sequence,
 )
-from tilewright.loops.locate import accesses, axis_ranges, find_loop, offset
+from tilewright.loops.locate import (
+    MAX_SCRATCH_BYTES,
+    accesses,
+    axis_ranges,
+    find_loop,
+    offset,
+    scratch_bytes,
+)
 from tilewright.loops.microtile import reads_columns, tile_form
 from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.loops.verify import colliding_writes, shared_writes, verify
@@ -297,6 +304,10 @@ def schedule(kernel: Kernel, directives: Iterable[Directive]) -> Kernel:
     it."""
     for d in directives:
         changed = d(kernel)
+        if (scratch := scratch_bytes(changed.body)) > MAX_SCRATCH_BYTES:
+            raise ScheduleError(
+                f"{d}: {scratch:,} bytes of scratch; a task has {MAX_SCRATCH_BYTES:,}"
+            )
         kernel = verify(replace(_simplified(changed), schedule=(*kernel.schedule, d)))
     return kernel
 
