@@ -1,8 +1,9 @@
 """Helper threads for the executor, and the executor itself as Python sees it. No Numba here.
 
 Each thread count has one pool in the process. Its helpers are daemon threads that sleep while no
-plan runs: in native code on a futex, or here on a lock where there is none. A plan never waits for a helper that has not joined, so helpers that are late,
-busy with another plan, or absent (in a forked child, at exit) cost speed, never an answer.
+plan runs: in native code on a futex, or here on a lock where there is none. A plan never waits for
+a helper that has not joined, so helpers that are late, busy with another plan, or absent (in a
+forked child, at exit) cost speed, never an answer.
 """
 
 from __future__ import annotations
