@@ -1,4 +1,4 @@
-"""Nobody waits for ever and nobody burns a core: plans under bad luck, in processes of their own."""
+"""No plan waits for ever, whatever happens to its threads; most run in a process of their own."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ address. Where there is no futex, FUTEX is False and neither function does anyth
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -22,6 +23,11 @@ NUMBER = NUMBERS.get(llvm.get_process_triple().partition("-")[0], 0)
 FUTEX = sys.platform == "linux" and sys.byteorder == "little" and NUMBER > 0
 
 
+def _intrinsic(define: Callable[..., Any]) -> Any:
+    """`intrinsic`, without the types of the definition: uses pass one parameter less."""
+    return intrinsic(define)
+
+
 def _system_call(builder: Any, base: Any, index: Any, operation: int, value: Any) -> None:
     """futex(address of the word, operation, value), without a time limit."""
     if not FUTEX:
@@ -35,7 +41,7 @@ def _system_call(builder: Any, base: Any, index: Any, operation: int, value: Any
     builder.call(function, arguments)
 
 
-@intrinsic
+@_intrinsic
 def sleep_on(typing: Any, base: Any, index: Any, value: Any) -> Any:
     """Sleeps until the word at `index` is woken; not at all if it is not `value` any more.
 
@@ -50,7 +56,7 @@ def sleep_on(typing: Any, base: Any, index: Any, value: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), emit
 
 
-@intrinsic
+@_intrinsic
 def wake(typing: Any, base: Any, index: Any, most: Any) -> Any:
     """Wakes up to `most` threads that sleep on the word at `index`."""
 
