@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from runtime_samples import run_python
-from test_runtime_pool import Counting, prepare, table
+from test_runtime_pool import Counting
 from tilewright.options import Options
-from tilewright.runtime import pool as pool_module
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.pool import Executor
 
@@ -51,28 +48,27 @@ def cache(folder: Path) -> KernelCache:
     return KernelCache(Options(cache_dir=folder))
 
 
-@pytest.fixture
-def three_threads(cache: KernelCache, monkeypatch: pytest.MonkeyPatch) -> Executor:
-    monkeypatch.setattr(pool_module, "available_cores", lambda: 3)
-    return Executor(3, cache)
-
-
 def in_process(code: str, folder: Path) -> None:
     """Runs the code with a prepared executor of four threads; a hang is a failure."""
     run_python(PREPARED + code, TILEWRIGHT_CACHE_DIR=str(folder))
 
 
-def test_helpers_come_whether_asleep_or_awake(cache: KernelCache, three_threads: Executor) -> None:
+def test_helpers_come_whether_asleep_or_awake(folder: Path) -> None:
     """Two tasks that wait for each other, so that only two threads together can end both early."""
-    [meet] = cache.load([MEET])
-    words = (ctypes.c_int64 * 4)()
-    steps = table([(meet, 2, ctypes.addressof(words))])
-    plan = prepare(three_threads, steps)
-    for pause in [0.0, 0.0, 0.02, 1e-5, 0.05, 3e-5, 0.01, 1e-4] * 5:
-        time.sleep(pause)
-        words[:] = [0] * 4
-        plan()
-        assert words[2] > 0 and words[3] > 0
+    in_process(
+        "from test_runtime_stress import MEET\n"
+        "from test_runtime_pool import ctypes, prepare, table\n"
+        "[meet] = default_cache().load([MEET])\n"
+        "words = (ctypes.c_int64 * 4)()\n"
+        "steps = table([(meet, 2, ctypes.addressof(words))])\n"
+        "plan = prepare(executor, steps)\n"
+        "for wait in [0.0, 0.0, 0.02, 1e-5, 0.05, 3e-5, 0.01, 1e-4] * 5:\n"
+        "    time.sleep(wait)\n"
+        "    words[:] = [0] * 4\n"
+        "    plan()\n"
+        "    assert words[2] > 0 and words[3] > 0\n",
+        folder,
+    )
 
 
 def test_many_callers_and_many_tiny_plans(folder: Path) -> None:

@@ -195,11 +195,19 @@ def _native(cache: KernelCache) -> Native:
     global _loaded
     with _lock:
         if _loaded is None:
-            texts = [_text("run_plan"), _text("helper")]
             prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
-            run, helper = (prototype(address) for address in cache.load(texts))
+            run, helper = (prototype(address) for address in cache.load(_texts()))
             _loaded = Native(run, helper)
         return _loaded
+
+
+def texts_to_load() -> list[str]:
+    """The executor's code as kernel texts, until the process has it: to be loaded beside others."""
+    return [] if _loaded else _texts()
+
+
+def _texts() -> list[str]:
+    return [_text("run_plan"), _text("helper")]
 
 
 def _text(function: str) -> str:
