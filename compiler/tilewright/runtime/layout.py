@@ -7,15 +7,19 @@ from __future__ import annotations
 
 OPEN = 0  # number of the open region, 0 between regions
 NEXT = 8  # the next unclaimed task
-ACTIVE = 16  # helpers that may be looking at the region
+ACTIVE = 16  # helpers that may be looking at the region; a waiting caller sleeps on it
+WAITING = 17  # 1 while the caller sleeps, or is about to
 FUNCTION = 24  # the region: kernel, arguments, tasks
 ARGS = 25
 TASKS = 26
 GENERATION = 27  # number of the last region
 WANTED = 32  # 1 while a plan with parallel steps runs
+STOPPING = 33  # 1 once helpers are to leave native code
 OWNER = 40  # 1 while a plan has the helpers
 NAP = 48  # two words, a timespec: how long an idle helper sleeps
+BELL = 56  # rung for sleeping helpers, which sleep on it
+SLEEPERS = 57  # helpers that sleep, or are about to
 WORDS = 64
 LINE_BYTES = 64
 
-SPINS_OF_CALLER = 300  # pauses before a waiting caller yields its core
+SPINS_OF_CALLER = 300  # pauses before a waiting caller gives up its core

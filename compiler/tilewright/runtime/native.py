@@ -9,6 +9,10 @@ How a region stays exact: a helper counts itself into ACTIVE and only then looks
 is open; the caller closes the region and only then waits until ACTIVE is 0. So no helper can hold
 the description of a region that the caller has left. A task belongs to whoever's atomic addition
 to NEXT returned its number.
+
+How nobody sleeps for ever: who is about to sleep first says so (SLEEPERS, WAITING) and then looks
+once more at what would wake it; the other side changes that first and then looks whether somebody
+sleeps. A sleeper wakes up unless the word it sleeps on is still what it was before it said so.
 """
 
 from __future__ import annotations
@@ -21,19 +25,26 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from tilewright.runtime.futex import FUTEX, sleep_on, wake
 from tilewright.runtime.layout import (
     ACTIVE,
     ARGS,
+    BELL,
     FUNCTION,
     GENERATION,
     NAP,
     NEXT,
     OPEN,
     OWNER,
+    SLEEPERS,
     SPINS_OF_CALLER,
+    STOPPING,
     TASKS,
+    WAITING,
     WANTED,
 )
+
+RUNG = 2  # helpers that one thread wakes; each of them wakes as many
 
 WORD = ir.IntType(64)
 POINTER = ir.IntType(8).as_pointer()
@@ -191,6 +202,9 @@ def run_plan(unused: int, block: int) -> None:
             store(pool, TASKS, tasks)
             store(pool, NEXT, 0)
             store(pool, OPEN, add(pool, GENERATION, 1) + 1)
+            if load(pool, SLEEPERS) != 0:
+                add(pool, BELL, 1)
+                wake(pool, BELL, RUNG)
             task = add(pool, NEXT, 1)
             while task < tasks:
                 call(function, task, args)
@@ -201,7 +215,14 @@ def run_plan(unused: int, block: int) -> None:
                 pause()
                 spins += 1
                 if spins > SPINS_OF_CALLER:
-                    yield_core()
+                    if FUTEX:
+                        store(pool, WAITING, 1)
+                        active = load(pool, ACTIVE)
+                        if active != 0:
+                            sleep_on(pool, ACTIVE, active)
+                        store(pool, WAITING, 0)
+                    else:
+                        yield_core()
         if step == last and mine != 0:
             store(pool, WANTED, 0)
             store(pool, OWNER, 0)
@@ -212,7 +233,11 @@ def run_plan(unused: int, block: int) -> None:
 
 
 def helper(linger: int, pool: int) -> None:
-    """Runs tasks of open regions; returns after `linger` idle spins once no plan wants help."""
+    """Runs tasks of open regions; between them it spins `linger` times and then sleeps.
+
+    Returns once helpers are to stop; without a futex also when no plan wants help, because
+    sleeping is then left to the caller.
+    """
     done = 0
     spins = 0
     while True:
@@ -224,17 +249,32 @@ def helper(linger: int, pool: int) -> None:
                 function = load(pool, FUNCTION)
                 args = load(pool, ARGS)
                 tasks = load(pool, TASKS)
+                if load(pool, SLEEPERS) != 0 and load(pool, NEXT) + 1 < tasks:
+                    add(pool, BELL, 1)
+                    wake(pool, BELL, RUNG)
                 task = add(pool, NEXT, 1)
                 while task < tasks:
                     call(function, task, args)
                     task = add(pool, NEXT, 1)
                 done = region
-            add(pool, ACTIVE, -1)
+            if add(pool, ACTIVE, -1) == 1 and load(pool, WAITING) != 0:
+                wake(pool, ACTIVE, 1)
             spins = 0
         else:
             pause()
             spins += 1
             if spins > linger:
-                if load(pool, WANTED) == 0:
+                if load(pool, STOPPING) != 0:
                     return
-                nap(pool)
+                if FUTEX:
+                    rung = load(pool, BELL)
+                    add(pool, SLEEPERS, 1)
+                    region = load(pool, OPEN)
+                    if (region == 0 or region == done) and load(pool, STOPPING) == 0:
+                        sleep_on(pool, BELL, rung)
+                    add(pool, SLEEPERS, -1)
+                    spins = 0
+                elif load(pool, WANTED) == 0:
+                    return
+                else:
+                    nap(pool)

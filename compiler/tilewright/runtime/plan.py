@@ -44,7 +44,7 @@ from tilewright.options import Options
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.dump import publish
 from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
-from tilewright.runtime.pool import Executor
+from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
@@ -99,7 +99,6 @@ class Plan:
         cache: KernelCache,
         weights: PackedWeights,
     ) -> None:
-        self._executor = Executor(options.threads, cache)
         legal = legalize(outputs)
         legal = restructure(legal, Means(tile_limits().lanes, weights))
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
@@ -107,7 +106,8 @@ class Plan:
         self.decisions = program.decisions
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
         scheduled, emitted = _generate(lowered)
-        addresses = cache.load([e.text for e in emitted])
+        addresses = cache.load([e.text for e in emitted] + texts_to_load())[: len(emitted)]
+        self._executor = Executor(options.threads, cache)
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
         self.kernels = [

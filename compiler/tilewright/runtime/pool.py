@@ -1,8 +1,9 @@
 """Helper threads for the executor, and the executor itself as Python sees it. No Numba here.
 
-Each thread count has one pool in the process. Its helpers are daemon threads that sleep on a lock
-while no plan runs. A plan never waits for a helper that has not joined, so helpers that are late,
-busy with another plan, or absent (in a forked child, at exit) cost speed, never an answer.
+Each thread count has one pool in the process. Its helpers are daemon threads that sleep while no
+plan runs: in native code on a futex, or here on a lock where there is none. A plan never waits for
+a helper that has not joined, so helpers that are late, busy with another plan, or absent (in a
+forked child, at exit) cost speed, never an answer.
 """
 
 from __future__ import annotations
@@ -20,12 +21,23 @@ from pathlib import Path
 
 from tilewright.options import available_cores
 from tilewright.runtime.cache import KernelCache, default_cache
-from tilewright.runtime.layout import ACTIVE, LINE_BYTES, NAP, OPEN, OWNER, WANTED, WORDS
+from tilewright.runtime.layout import (
+    ACTIVE,
+    LINE_BYTES,
+    NAP,
+    OPEN,
+    OWNER,
+    SLEEPERS,
+    STOPPING,
+    WAITING,
+    WANTED,
+    WORDS,
+)
 
 NAP_NANOSECONDS = 50_000
 LINGER_SPINS = 1000  # about 40 us: consecutive plans find the helpers awake
 STACK_BYTES = 16 << 20  # kernels keep up to 512 KB of scratch on the stack
-NATIVE_FILES = ("native.py", "layout.py")
+NATIVE_FILES = ("native.py", "futex.py", "layout.py")
 
 NativeFunction = Callable[[int, int], None]
 
@@ -99,7 +111,7 @@ class Pool:
 
         The memory stays where it is, because prepared plans hold its address.
         """
-        for word in (OPEN, ACTIVE, WANTED, OWNER):
+        for word in (OPEN, ACTIVE, WAITING, WANTED, STOPPING, OWNER, SLEEPERS):
             self._words[word] = 0
         self._words[NAP + 1] = NAP_NANOSECONDS
         self._sleeping: list[threading.Lock] = []
@@ -126,8 +138,12 @@ class Pool:
     def stop(self) -> None:
         """No helper is in native code any more, as the interpreter wants it when it ends."""
         self._stopping = True
+        self._words[STOPPING] = 1
+        nothing = (ctypes.c_int64 * 3)()  # a region without tasks, which wakes who sleeps
+        block = (ctypes.c_int64 * 4)(self.address, ctypes.addressof(nothing), 1, 0)
         deadline = time.monotonic() + 1.0
         while self._started and len(self._sleeping) < self._helpers and time.monotonic() < deadline:
+            self._native.run(0, ctypes.addressof(block))
             time.sleep(1e-4)
 
     def _start(self) -> None:
@@ -136,7 +152,7 @@ class Pool:
                 threading.Thread(target=self._serve, daemon=True, name="tilewright").start()
 
     def _serve(self) -> None:
-        """A helper's life: native code while plans want it, asleep between."""
+        """A helper's life: in native code, and asleep between plans where that cannot sleep."""
         bell = threading.Lock()
         bell.acquire()
         while True:
@@ -179,11 +195,19 @@ def _native(cache: KernelCache) -> Native:
     global _loaded
     with _lock:
         if _loaded is None:
-            texts = [_text("run_plan"), _text("helper")]
             prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
-            run, helper = (prototype(address) for address in cache.load(texts))
+            run, helper = (prototype(address) for address in cache.load(_texts()))
             _loaded = Native(run, helper)
         return _loaded
+
+
+def texts_to_load() -> list[str]:
+    """The executor's code as kernel texts, until the process has it: to be loaded beside others."""
+    return [] if _loaded else _texts()
+
+
+def _texts() -> list[str]:
+    return [_text("run_plan"), _text("helper")]
 
 
 def _text(function: str) -> str:
