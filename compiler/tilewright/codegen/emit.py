@@ -307,8 +307,12 @@ class _Emitter:
         return name, self.linear(offset(b, index, self.ranges), owner)
 
     def memory(self, b: Buffer) -> tuple[str, str | None]:
-        """A buffer's name, and the owner of lifted offsets into it: local ones have none."""
-        return (self.locals[b.name], None) if b.space is Space.LOCAL else (b.name, b.name)
+        """A buffer's name, and the owner of lifted offsets into it: local ones have none, and
+        neither have columns of records, whose strides are worth an addressing mode."""
+        if b.space is Space.LOCAL:
+            return self.locals[b.name], None
+        is_column = len(b.shape) == 1 and b.strides not in (None, (1,))
+        return b.name, None if is_column else b.name
 
     def linear(self, form: Linear, owner: str | None) -> str:
         """A linear form; its coefficients are literals without an owner, lifted numbers with

@@ -15,6 +15,7 @@ from tilewright.loops.ir import (
     Buffer,
     Expr,
     For,
+    If,
     Load,
     LoopKind,
     Select,
@@ -27,13 +28,13 @@ from tilewright.loops.ir import (
     index_const,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, maximum, minimum
-from tilewright.ops.forest import Forest
-from tilewright.ops.tensor import Tensor, constant, fresh_axis
+from tilewright.ops.common import cast, minimum, select
+from tilewright.ops.tensor import Constant, Tensor, columns, compute, constant, fresh_axis, indices
+from tilewright.ops.tree_tables import Forest
 
-ROWS = 16  # rows that walk side by side: their loads do not wait for each other
+LANES = 16  # walks side by side: their loads do not wait for each other
+STEPS = 3  # between two looks whether all walks have ended
 LOCAL_BYTES = 192 << 10
-TESTS = (ScalarOp.LE, ScalarOp.LT, ScalarOp.GE, ScalarOp.GT, ScalarOp.EQ, ScalarOp.NE)
 
 
 def walk_type(x: Tensor) -> DType:
@@ -42,103 +43,170 @@ def walk_type(x: Tensor) -> DType:
 
 
 class Walk:
-    """The loops that lead a few rows through all trees."""
+    """The loops that lead a few rows through a few trees at a time.
+
+    Each lane is one row in one tree. It moves from record to record and stays at its leaf, so a
+    step has no branch that could be mispredicted; after some steps all lanes are looked at.
+    """
 
     def __init__(
         self, x: Tensor, forest: Forest, targets: int, monoid: ScalarOp, start: float
     ) -> None:
         self.x, self.targets, self.monoid = x, targets, monoid
         self.start, self.dtype = start, walk_type(x)
-        self.rows = max(1, min(ROWS, x.shape[0], LOCAL_BYTES // (targets * self.dtype.itemsize)))
         if targets * self.dtype.itemsize > LOCAL_BYTES:
             raise UnsupportedError(f"{targets} targets are too many for a task's scratch")
-        self.interior = forest.interior
-        self.feature, self.threshold = constant(forest.feature), constant(forest.threshold)
-        self.children = constant(forest.children.reshape(-1))
-        self.roots, self.depth = constant(forest.roots), constant(forest.depth)
-        self.same_depth = int(forest.depth[0]) if forest.depth.min() == forest.depth.max() else None
-        self.leaf_targets, self.weights = constant(forest.targets), constant(forest.weights)
-        modes = np.unique(forest.mode[: forest.interior])
-        self.modes = [int(m) for m in modes] or [0]
-        self.mode = constant(forest.mode) if len(self.modes) > 1 else None
-        self.missing = constant(forest.missing) if forest.missing.any() else None
+        self.rows = self._row_count(max(targets, len(forest.features)))
+        self.trees = LANES // self.rows
+        self.group = Var(fresh_axis("group"))
+        self.first = minimum(self.group * self.rows, x.shape[0] - self.rows)
+        self._read_tables(forest)
+        self.at = self._scratch("at", DType.I64, (LANES,), (0, self.records - 1))
+        self.moved = self._scratch("moved", DType.I64, ())
+        self.sums = self._scratch("acc", self.dtype, (self.rows, targets))
+        self.values, self.fill = self._values(forest)
 
     def body(self, y: Tensor) -> Stmt:
-        """All rows, in groups that are tasks."""
-        group = Var(fresh_axis("group"))
-        at = Buffer(fresh_axis("at"), DType.I64, (self.rows,), space=Space.LOCAL)
-        acc = Buffer(fresh_axis("acc"), self.dtype, (self.rows, self.targets), space=Space.LOCAL)
+        """All rows, in groups that are tasks; the last group may begin within the one before."""
         shape = (self.rows, self.targets)
-        begin = _loops(shape, lambda r, t: Store(acc, (r, t), as_expr(self.start, self.dtype)))
+        start = as_expr(self.start, self.dtype)
+        begin = _loops(shape, lambda *i: Store(self.sums, i, start))
 
         def finish(r: Expr, t: Expr) -> Stmt:
-            value = cast(y.dtype, Load(acc, (r, t)))
-            return Store(y, (self._row(group, r), t), value)
+            return Store(y, (self.first + r, t), cast(y.dtype, Load(self.sums, (r, t))))
 
         tree = Var(fresh_axis("tree"))
-        all_trees = For(
-            tree.name, index_const(self.roots.shape[0]), self._tree(group, tree, at, acc)
-        )
-        work = Alloc(at, Alloc(acc, Block((begin, all_trees, _loops(shape, finish)))))
+        trees = For(tree.name, index_const(self.roots.shape[0]), self._trees(tree))
+        body: Stmt = Block((*self.fill, begin, trees, _loops(shape, finish)))
+        for b in (self.values, self.sums, self.moved, self.at):
+            body = Alloc(b, body) if b.space is Space.LOCAL else body
         groups = -(-self.x.shape[0] // self.rows)
-        return For(group.name, index_const(groups), work, LoopKind.PARALLEL)
+        return For(self.group.name, index_const(groups), body, LoopKind.PARALLEL)
 
-    def _row(self, group: Expr, r: Expr) -> Expr:
-        """The row of the input; those beyond the end of the last group repeat the last row."""
-        return minimum(group * self.rows + r, self.x.shape[0] - 1)
+    def _row_count(self, width: int) -> int:
+        """A power of two, so that few kernels serve all numbers of rows."""
+        fitting = LOCAL_BYTES // (width * self.dtype.itemsize)
+        most = max(1, min(LANES, self.x.shape[0], fitting))
+        return 1 << (most.bit_length() - 1)
 
-    def _tree(self, group: Expr, tree: Expr, at: Buffer, acc: Buffer) -> Stmt:
-        """From the root to the leaves of one tree."""
-        step = fresh_axis("step")
-        depth: Expr = cast(DType.I64, self.depth[tree])
-        if self.same_depth is not None:
-            depth = index_const(self.same_depth)
+    def _scratch(
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        values: tuple[int, int] | None = None,
+    ) -> Buffer:
+        return Buffer(fresh_axis(name), dtype, shape, space=Space.LOCAL, values=values)
 
-        def leaf(r: Expr, entry: Expr) -> Stmt:
-            number = _clamped(Load(at, (r,)) - self.interior, self.weights.shape[0])
-            target: Expr = index_const(0)
-            if self.targets > 1:
-                target = _clamped(cast(DType.I64, self.leaf_targets[number, entry]), self.targets)
-            return Accumulate(acc, (r, target), self.monoid, self.weights[number, entry])
+    def _read_tables(self, forest: Forest) -> None:
+        self.records = len(forest.child)
+        self.threshold, self.column, self.child = columns(
+            forest.threshold, forest.column * np.int32(self.rows), forest.child
+        )
+        self.leaf: Constant | None = None
+        self.weights, self.leaf_targets = constant(forest.weights), indices(forest.targets)
+        if forest.weights.shape[1] == 1:
+            self.weights, self.leaf_targets = columns(
+                forest.weights[forest.leaf, 0], forest.targets[forest.leaf, 0]
+            )
+        else:
+            self.leaf = indices(forest.leaf)
+        count = -(-len(forest.roots) // self.trees)
+        roots = np.full(count * self.trees, self.records - 2, np.int32)  # the leaf that is none
+        roots[: len(forest.roots)] = forest.roots
+        depth = np.zeros(len(roots), np.int32)
+        depth[: len(forest.depth)] = forest.depth
+        rounds = -(-depth.reshape(count, -1).max(axis=1) // np.int32(STEPS))
+        self.roots, self.rounds = indices(roots.reshape(count, -1)), indices(rounds)
 
-        root = cast(DType.I64, self.roots[tree])
+    def _values(self, forest: Forest) -> tuple[Buffer, tuple[Stmt, ...]]:
+        """What the rows are tested on, and the statements that fill it: the rows of one column lie
+        side by side. In memory that all tasks share where there is too much for scratch.
+        """
+        rows, count = self.rows, len(forest.features)
+        features, negated = indices(forest.features), constant(forest.negated)
+
+        def value(first: Expr, r: Expr, k: Expr) -> Expr:
+            v = cast(self.dtype, self.x[first + r, cast(DType.I64, features[k])])
+            return select(negated[k], -v, v) if forest.negated.any() else v
+
+        if rows * count * self.dtype.itemsize > LOCAL_BYTES:
+            return compute((self.x.shape[0], count), lambda n, k: value(n, index_const(0), k)), ()
+        buffer = self._scratch("values", self.dtype, (max(rows * count, 1),))
+
+        def store(k: Expr, r: Expr) -> Stmt:
+            return Store(buffer, (k * rows + r,), value(self.first, r, k))
+
+        return buffer, (_loops((count, rows), store),) if count else ()
+
+    def _lanes(self, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
+        """`body` for each lane: its number, tree and row."""
+        extents = (self.trees, self.rows)
+        return _loops(extents, lambda t, r: body(t * self.rows + r, t, r), baked=True)
+
+    def _trees(self, tree: Expr) -> Stmt:
+        """From the roots to the leaves of a few trees."""
+        root = lambda t: cast(DType.I64, self.roots[tree, t])  # noqa: E731
+        steps = [self._lanes(lambda lane, t, r: self._step(lane, r)) for _ in range(STEPS - 1)]
+        last = self._lanes(lambda lane, t, r: self._last_step(lane, r))
+        still = Store(self.moved, (), index_const(0))
+        moving = Store(self.moved, (), index_const(1))
+        turn = If(Load(self.moved, ()).ne(0), Block((still, *steps, last)))
+        rounds = cast(DType.I64, self.rounds[tree])
         return Block(
             (
-                _loops((self.rows,), lambda r: Store(at, (r,), root)),
-                For(step, depth, _loops((self.rows,), lambda r: self._step(group, r, at))),
-                _loops((self.rows, self.weights.shape[1]), leaf),
+                self._lanes(lambda lane, t, r: Store(self.at, (lane,), root(t))),
+                moving,
+                For(fresh_axis("round"), rounds, turn),
+                self._lanes(lambda lane, t, r: self._add_leaf(lane, r)),
             )
         )
 
-    def _step(self, group: Expr, r: Expr, at: Buffer) -> Stmt:
-        """One row takes one step."""
-        node = _clamped(Load(at, (r,)), self.feature.shape[0])
-        feature = _clamped(cast(DType.I64, self.feature[node]), self.x.shape[1])
-        value = cast(self.dtype, self.x[self._row(group, r), feature])
-        side = Select(self._test(node, value), index_const(1), index_const(0))
-        return Store(at, (r,), cast(DType.I64, self.children[node * 2 + side]))
+    def _next(self, lane: Expr, r: Expr) -> Expr:
+        """The record that a lane moves to."""
+        record = Load(self.at, (lane,))
+        column = cast(DType.I64, self.column[record])
+        if self.values.space is Space.LOCAL:
+            value = Load(self.values, (column + r,))
+        else:
+            value = Load(self.values, (self.first, column))
+        passes = apply(ScalarOp.LE, value, self.threshold[record])
+        side = Select(passes, index_const(1), index_const(0))
+        return cast(DType.I64, self.child[record]) + side
 
-    def _test(self, node: Expr, value: Expr) -> Expr:
-        threshold = self.threshold[node]
-        test: Expr = apply(TESTS[self.modes[-1]], value, threshold)
-        if self.mode is not None:
-            for mode in self.modes[:-1]:
-                chosen = apply(TESTS[mode], value, threshold)
-                test = Select(self.mode[node].eq(mode), chosen, test)
-        if self.missing is not None:
-            test = test | (apply(ScalarOp.ISNAN, value) & self.missing[node])
-        return test
+    def _step(self, lane: Expr, r: Expr) -> Stmt:
+        return Store(self.at, (lane,), self._next(lane, r))
+
+    def _last_step(self, lane: Expr, r: Expr) -> Stmt:
+        """A step that notes whether the lane moved."""
+        change = apply(ScalarOp.BITXOR, Load(self.at, (lane,)), self._next(lane, r))
+        noted = apply(ScalarOp.BITOR, Load(self.moved, ()), change)
+        return Block((Store(self.moved, (), noted), self._step(lane, r)))
+
+    def _add_leaf(self, lane: Expr, r: Expr) -> Stmt:
+        """What the leaf of a lane adds to the sums of its row."""
+        record: Expr = Load(self.at, (lane,))
+        if self.leaf is None:
+            return self._add(r, self.weights[record], self.leaf_targets[record])
+        leaf = cast(DType.I64, self.leaf[record])
+        targets, weights = self.leaf_targets, self.weights
+
+        def entry(e: Expr) -> Stmt:
+            return self._add(r, weights[leaf, e], targets[leaf, e])
+
+        return _loops(self.weights.shape[1:], entry)
+
+    def _add(self, r: Expr, weight: Expr, target: Expr) -> Stmt:
+        which: Expr = cast(DType.I64, target) if self.targets > 1 else index_const(0)
+        return Accumulate(self.sums, (r, which), self.monoid, weight)
 
 
-def _loops(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
-    """Loops over the extents, the last one innermost."""
+def _loops(extents: Sequence[int], body: Callable[..., Stmt], baked: bool = False) -> Stmt:
+    """Loops over the extents, the last one innermost; none for a single iteration."""
     axes = [fresh_axis() for _ in extents]
-    made = body(*map(Var, axes))
+    made = body(
+        *(index_const(0) if n == 1 else Var(a) for a, n in zip(axes, extents, strict=True))
+    )
     for axis, n in zip(reversed(axes), reversed(extents), strict=True):
-        made = For(axis, index_const(n), made)
+        made = made if n == 1 else For(axis, index_const(n), made, baked=baked)
     return made
-
-
-def _clamped(index: Expr, extent: int) -> Expr:
-    """An index that the tables' checks have shown to be inside, in a form that says so."""
-    return minimum(maximum(index, 0), extent - 1)
