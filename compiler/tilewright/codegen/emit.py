@@ -299,6 +299,8 @@ class _Emitter:
         name, at = self._place(b, index)
         if b.dtype is DType.BOOL or (b.dtype.compute is not b.dtype and b.space is Space.GLOBAL):
             return f"{self.use('load_' + SUFFIX[b.dtype])}({name}, {at})"
+        if b.space is Space.LOCAL and b.dtype is DType.I64 and b.values is not None:
+            return f"{self.use('alone')}({name}[{at}])"  # an index into other buffers
         return f"{name}[{at}]"
 
     def _place(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[str, str]:
