@@ -28,7 +28,7 @@ from tilewright.loops.ir import (
     index_const,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast, minimum, select
+from tilewright.ops.common import cast, minimum
 from tilewright.ops.tensor import Constant, Tensor, columns, compute, constant, fresh_axis, indices
 from tilewright.ops.tree_tables import Forest
 
@@ -62,6 +62,8 @@ class Walk:
         self.first = minimum(self.group * self.rows, x.shape[0] - self.rows)
         self._read_tables(forest)
         self.at = self._scratch("at", DType.I64, (LANES,), (0, self.records - 1))
+        self.record = self._scratch("record", DType.I64, (), (0, self.records - 1))
+        self.next = self._scratch("next", DType.I64, (), (0, self.records - 1))
         self.moved = self._scratch("moved", DType.I64, ())
         self.sums = self._scratch("acc", self.dtype, (self.rows, targets))
         self.values, self.fill = self._values(forest)
@@ -78,7 +80,7 @@ class Walk:
         tree = Var(fresh_axis("tree"))
         trees = For(tree.name, index_const(self.roots.shape[0]), self._trees(tree))
         body: Stmt = Block((*self.fill, begin, trees, _loops(shape, finish)))
-        for b in (self.values, self.sums, self.moved, self.at):
+        for b in (self.values, self.sums, self.moved, self.next, self.record, self.at):
             body = Alloc(b, body) if b.space is Space.LOCAL else body
         groups = -(-self.x.shape[0] // self.rows)
         return For(self.group.name, index_const(groups), body, LoopKind.PARALLEL)
@@ -124,11 +126,12 @@ class Walk:
         side by side. In memory that all tasks share where there is too much for scratch.
         """
         rows, count = self.rows, len(forest.features)
-        features, negated = indices(forest.features), constant(forest.negated)
+        features = indices(forest.features)
+        signs = constant(np.where(forest.negated, -1, 1).astype(self.dtype.numpy))
 
         def value(first: Expr, r: Expr, k: Expr) -> Expr:
             v = cast(self.dtype, self.x[first + r, cast(DType.I64, features[k])])
-            return select(negated[k], -v, v) if forest.negated.any() else v
+            return v * signs[k] if forest.negated.any() else v
 
         if rows * count * self.dtype.itemsize > LOCAL_BYTES:
             return compute((self.x.shape[0], count), lambda n, k: value(n, index_const(0), k)), ()
@@ -147,11 +150,11 @@ class Walk:
     def _trees(self, tree: Expr) -> Stmt:
         """From the roots to the leaves of a few trees."""
         root = lambda t: cast(DType.I64, self.roots[tree, t])  # noqa: E731
-        steps = [self._lanes(lambda lane, t, r: self._step(lane, r)) for _ in range(STEPS - 1)]
-        last = self._lanes(lambda lane, t, r: self._last_step(lane, r))
+        step = [self._lanes(lambda lane, t, r: Block(self._step(lane, r)))]
+        last = self._lanes(lambda lane, t, r: Block((*self._step(lane, r), self._note())))
         still = Store(self.moved, (), index_const(0))
         moving = Store(self.moved, (), index_const(1))
-        turn = If(Load(self.moved, ()).ne(0), Block((still, *steps, last)))
+        turn = If(Load(self.moved, ()).ne(0), Block((still, *step * (STEPS - 1), last)))
         rounds = cast(DType.I64, self.rounds[tree])
         return Block(
             (
@@ -162,9 +165,9 @@ class Walk:
             )
         )
 
-    def _next(self, lane: Expr, r: Expr) -> Expr:
-        """The record that a lane moves to."""
-        record = Load(self.at, (lane,))
+    def _step(self, lane: Expr, r: Expr) -> tuple[Stmt, ...]:
+        """A lane moves on from `record` to `next`."""
+        record = Load(self.record, ())
         column = cast(DType.I64, self.column[record])
         if self.values.space is Space.LOCAL:
             value = Load(self.values, (column + r,))
@@ -172,29 +175,30 @@ class Walk:
             value = Load(self.values, (self.first, column))
         passes = apply(ScalarOp.LE, value, self.threshold[record])
         side = Select(passes, index_const(1), index_const(0))
-        return cast(DType.I64, self.child[record]) + side
+        return (
+            Store(self.record, (), Load(self.at, (lane,))),
+            Store(self.next, (), cast(DType.I64, self.child[record]) + side),
+            Store(self.at, (lane,), Load(self.next, ())),
+        )
 
-    def _step(self, lane: Expr, r: Expr) -> Stmt:
-        return Store(self.at, (lane,), self._next(lane, r))
-
-    def _last_step(self, lane: Expr, r: Expr) -> Stmt:
-        """A step that notes whether the lane moved."""
-        change = apply(ScalarOp.BITXOR, Load(self.at, (lane,)), self._next(lane, r))
-        noted = apply(ScalarOp.BITOR, Load(self.moved, ()), change)
-        return Block((Store(self.moved, (), noted), self._step(lane, r)))
+    def _note(self) -> Stmt:
+        """Notes whether the lane moved."""
+        change = apply(ScalarOp.BITXOR, Load(self.record, ()), Load(self.next, ()))
+        return Store(self.moved, (), apply(ScalarOp.BITOR, Load(self.moved, ()), change))
 
     def _add_leaf(self, lane: Expr, r: Expr) -> Stmt:
         """What the leaf of a lane adds to the sums of its row."""
-        record: Expr = Load(self.at, (lane,))
+        record = Load(self.record, ())
+        found = Store(self.record, (), Load(self.at, (lane,)))
         if self.leaf is None:
-            return self._add(r, self.weights[record], self.leaf_targets[record])
+            weight, target = self.weights[record], self.leaf_targets[record]
+            return Block((found, self._add(r, weight, target)))
         leaf = cast(DType.I64, self.leaf[record])
-        targets, weights = self.leaf_targets, self.weights
 
         def entry(e: Expr) -> Stmt:
-            return self._add(r, weights[leaf, e], targets[leaf, e])
+            return self._add(r, self.weights[leaf, e], self.leaf_targets[leaf, e])
 
-        return _loops(self.weights.shape[1:], entry)
+        return Block((found, _loops(self.weights.shape[1:], entry)))
 
     def _add(self, r: Expr, weight: Expr, target: Expr) -> Stmt:
         which: Expr = cast(DType.I64, target) if self.targets > 1 else index_const(0)
