@@ -184,7 +184,7 @@ class Budget:
 
 def signature(values: Sequence[Any]) -> Hashable:
     """What a stage is specialised on: dtype and shape of an array, the kind of anything else."""
-    return tuple((v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values)
+    return tuple([(v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values])
 
 
 def value_key(array: Array) -> Hashable:
