@@ -231,9 +231,12 @@ class Plan:
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, fresh and in C order, for inputs in the plan's order, C-contiguous."""
-        results = self._results.make(arrays)
+        results = self._results.make()
         if self._rows:
-            instance = self._take()
+            try:
+                instance = self._free.pop()
+            except IndexError:
+                instance = self._instance()
             try:
                 self._bind(instance, arrays, results)
                 instance.call()
@@ -241,13 +244,7 @@ class Plan:
                     self._check(instance)
             finally:
                 self._free.append(instance)
-        return self._results.repeated(results)
-
-    def _take(self) -> _Instance:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return self._instance()
+        return self._results.complete(results, arrays)
 
     def _instance(self) -> _Instance:
         raw = np.empty(self.arena_bytes + 64, np.uint8)
@@ -288,8 +285,8 @@ class Plan:
     def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
         """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's
         order."""
-        results = self._results.make(arrays)
-        instance = self._take()
+        results = self._results.make()
+        instance = self._free.pop() if self._free else self._instance()
         self._bind(instance, arrays, results)
         best = [math.inf] * len(self._rows)
         for _ in range(repeats):

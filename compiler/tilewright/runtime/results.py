@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ LINE_BYTES = 64
 
 
 Arrays = Sequence[np.ndarray]
-NOTHING = np.empty(0)  # where a result will be a copy of another one
+NOTHING = partial(np.empty, 0)  # where a result will be a copy
 
 
 def computed(outputs: Sequence[Tensor]) -> dict[str, int]:
@@ -40,16 +41,34 @@ class Results:
             for k, t in enumerate(outputs)
             if (first := places.get(t.name, k)) != k
         ]
-        self._memory = {k: Memory(outputs[k].shape, outputs[k].dtype.numpy) for k in places.values()}
+        self._constants = [
+            (k, t.value) for k, t in enumerate(outputs) if isinstance(t, Constant)
+        ]
         names = [t.name for t in inputs]
-        self._makers = [self._maker(k, t, names) for k, t in enumerate(outputs)]
+        self._inputs = [
+            (k, names.index(t.name)) for k, t in enumerate(outputs) if isinstance(t, Placeholder)
+        ]
+        self._memory = {k: Memory(outputs[k].shape, outputs[k].dtype.numpy) for k in places.values()}
+        self._makers = [
+            self._memory[k].maker() if k in self._memory else NOTHING
+            for k, _ in enumerate(outputs)
+        ]
+        self._simple = len(self._memory) == len(outputs)
 
-    def make(self, arrays: Arrays) -> list[np.ndarray]:
-        """Arrays for kernels to fill; those that are inputs or constants are copied."""
-        return [make(arrays) for make in self._makers]
+    def make(self) -> list[np.ndarray]:
+        """Arrays for kernels to fill."""
+        return [make() for make in self._makers]
 
-    def repeated(self, results: list[np.ndarray]) -> list[np.ndarray]:
-        """The results, once kernels have run: those that come several times are copied."""
+    def complete(self, results: list[np.ndarray], arrays: Arrays) -> list[np.ndarray]:
+        """The results, once kernels have run, with those that are constants, inputs or other
+        results.
+        """
+        if self._simple:
+            return results
+        for k, value in self._constants:
+            results[k] = value.copy()
+        for k, at in self._inputs:
+            results[k] = arrays[at].copy()
         for k, first in self._again:
             results[k] = results[first].copy()
         return results
@@ -58,18 +77,6 @@ class Results:
     def nbytes(self) -> int:
         """Bytes of memory that is kept for results of later calls."""
         return sum(m.nbytes for m in self._memory.values())
-
-    def _maker(self, k: int, t: Tensor, inputs: Sequence[str]) -> Callable[[Arrays], np.ndarray]:
-        if isinstance(t, Constant):
-            value = t.value
-            return lambda arrays: value.copy()
-        if isinstance(t, Placeholder):
-            at = inputs.index(t.name)
-            return lambda arrays: arrays[at].copy()
-        if k not in self._memory:
-            return lambda arrays: NOTHING
-        make = self._memory[k].make
-        return lambda arrays: make()
 
 
 class Memory:
@@ -90,10 +97,11 @@ class Memory:
         """Bytes that are kept although no result may need them."""
         return self._nbytes if self._lent else 0
 
-    def make(self) -> np.ndarray:
-        """An array that nobody else holds; its elements are arbitrary."""
-        if not self._recycles:
-            return np.empty(self._shape, self._dtype)
+    def maker(self) -> Callable[[], np.ndarray]:
+        """What makes an array that nobody else holds; its elements are arbitrary."""
+        return self._make if self._recycles else partial(np.empty, self._shape, self._dtype)
+
+    def _make(self) -> np.ndarray:
         raw = self._spare()
         if raw is None:
             raw = np.empty(self._nbytes + LINE_BYTES, np.uint8)
@@ -156,19 +164,20 @@ def _word(address: int) -> int:
     return int(ctypes.c_size_t.from_address(address).value)
 
 
-DATA_FIELD = _data_field()
-
-
-def _read_field(array: np.ndarray) -> int:
-    return _pointer_at(id(array) + _FIELD).value
-
-
 def _ask(array: np.ndarray) -> int:
     return int(array.ctypes.data)
 
 
-_pointer_at = ctypes.c_size_t.from_address
-_FIELD = DATA_FIELD or 0
+def _reader() -> Callable[[np.ndarray], int]:
+    field, pointer_at = _data_field(), ctypes.c_size_t.from_address
+    if field is None:
+        return _ask
 
-address_of: Callable[[np.ndarray], int] = _ask if DATA_FIELD is None else _read_field
+    def read(array: np.ndarray) -> int:
+        return pointer_at(id(array) + field).value
+
+    return read
+
+
+address_of = _reader()
 """The address of an array's first element; NumPy's own way takes most of a microsecond."""
