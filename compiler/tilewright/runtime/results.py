@@ -13,7 +13,7 @@ import numpy as np
 
 from tilewright.ops.tensor import Constant, Placeholder, Tensor
 
-LEAST_BYTES = 1 << 16  # smaller arrays are as fast from the allocator
+LEAST_BYTES = 1 << 18  # the allocator keeps smaller blocks itself
 MOST_LENT = 8  # buffers of one result that are watched at a time
 LINE_BYTES = 64
 
