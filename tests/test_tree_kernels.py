@@ -113,7 +113,11 @@ class Grown:
         """Rows whose values lie on thresholds, right beside them and anywhere."""
         near = np.array([n[1] for n in self.nodes] + SPECIAL, self.dtype)
         with np.errstate(all="ignore"):
-            sides = [near, np.nextafter(near, self.dtype(np.inf)), np.nextafter(near, self.dtype(-np.inf))]
+            sides = [
+                near,
+                np.nextafter(near, self.dtype(np.inf)),
+                np.nextafter(near, self.dtype(-np.inf)),
+            ]
         return self.random.choice(np.concatenate(sides), (count, self.features))
 
     def walked(self, x: np.ndarray, aggregate: int = 1) -> np.ndarray:
@@ -130,9 +134,13 @@ class Grown:
                     side = _passes(float(values[feature]), t, mode, missing, members[at])
                     at, leaf = child[side], leaves[side]
                 found[self.leaves[at][0]].append(self.leaves[at][1])
-            combine = [lambda v: sum(v) / len(self.roots), sum, min, max][aggregate]
-            result[row] = [combine(v) if v else 0 for v in found]
+            result[row] = [self._combined(v, aggregate) if v else 0 for v in found]
         return result
+
+    def _combined(self, found: list[float], aggregate: int) -> float:
+        if aggregate > 1:
+            return min(found) if aggregate == 2 else max(found)
+        return sum(found) / (1 if aggregate else len(self.roots))
 
 
 def _passes(v: float, t: float, mode: int, missing: int, members: list[float]) -> bool:
@@ -228,9 +236,7 @@ def test_a_long_path() -> None:
     forest.leaves = [(0, float(k)) for k in range(length + 1)]
     forest.roots = [0]
     x = np.linspace(-1, length + 1, 40, dtype=np.float32)[:, None].repeat(3, axis=1)
-    np.testing.assert_array_equal(
-        compiled(forest.attributes(), np.float32)(x), forest.walked(x)
-    )
+    np.testing.assert_array_equal(compiled(forest.attributes(), np.float32)(x), forest.walked(x))
 
 
 def test_a_tree_may_come_twice() -> None:

@@ -128,9 +128,7 @@ class _Verifier:
         if s.buffer.values is not None:
             self._keeps_range(s, s.buffer.values, scope)
 
-    def _keeps_range(
-        self, s: Store | Accumulate, values: tuple[int, int], scope: _Scope
-    ) -> None:
+    def _keeps_range(self, s: Store | Accumulate, values: tuple[int, int], scope: _Scope) -> None:
         """Elements of a buffer with known limits stay between them."""
         low, high = bounds(s.value, scope.ranges, scope.facts)
         if isinstance(s, Accumulate) or low < values[0] or high > values[1]:

@@ -149,7 +149,10 @@ class Walk:
 
     def _trees(self, tree: Expr) -> Stmt:
         """From the roots to the leaves of a few trees."""
-        root = lambda t: cast(DType.I64, self.roots[tree, t])  # noqa: E731
+
+        def begin(lane: Expr, t: Expr, r: Expr) -> Stmt:
+            return Store(self.at, (lane,), cast(DType.I64, self.roots[tree, t]))
+
         step = [self._lanes(lambda lane, t, r: Block(self._step(lane, r)))]
         last = self._lanes(lambda lane, t, r: Block((*self._step(lane, r), self._note())))
         still = Store(self.moved, (), index_const(0))
@@ -158,7 +161,7 @@ class Walk:
         rounds = cast(DType.I64, self.rounds[tree])
         return Block(
             (
-                self._lanes(lambda lane, t, r: Store(self.at, (lane,), root(t))),
+                self._lanes(begin),
                 moving,
                 For(fresh_axis("round"), rounds, turn),
                 self._lanes(lambda lane, t, r: self._add_leaf(lane, r)),
@@ -208,9 +211,7 @@ class Walk:
 def _loops(extents: Sequence[int], body: Callable[..., Stmt], baked: bool = False) -> Stmt:
     """Loops over the extents, the last one innermost; none for a single iteration."""
     axes = [fresh_axis() for _ in extents]
-    made = body(
-        *(index_const(0) if n == 1 else Var(a) for a, n in zip(axes, extents, strict=True))
-    )
+    made = body(*(index_const(0) if n == 1 else Var(a) for a, n in zip(axes, extents, strict=True)))
     for axis, n in zip(reversed(axes), reversed(extents), strict=True):
         made = made if n == 1 else For(axis, index_const(n), made, baked=baked)
     return made

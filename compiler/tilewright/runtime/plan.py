@@ -83,7 +83,7 @@ class _Instance:
     slots: memoryview = field(init=False)  # of the arguments, written faster than the array
 
     def __post_init__(self) -> None:
-        self.slots = memoryview(self.arguments)
+        self.slots = self.arguments.data
 
 
 def tile_limits() -> TileLimits:

@@ -37,21 +37,18 @@ class Results:
     def __init__(self, inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> None:
         places = computed(outputs)
         self._again = [
-            (k, first)
-            for k, t in enumerate(outputs)
-            if (first := places.get(t.name, k)) != k
+            (k, first) for k, t in enumerate(outputs) if (first := places.get(t.name, k)) != k
         ]
-        self._constants = [
-            (k, t.value) for k, t in enumerate(outputs) if isinstance(t, Constant)
-        ]
+        self._constants = [(k, t.value) for k, t in enumerate(outputs) if isinstance(t, Constant)]
         names = [t.name for t in inputs]
         self._inputs = [
             (k, names.index(t.name)) for k, t in enumerate(outputs) if isinstance(t, Placeholder)
         ]
-        self._memory = {k: Memory(outputs[k].shape, outputs[k].dtype.numpy) for k in places.values()}
+        self._memory = {
+            k: Memory(outputs[k].shape, outputs[k].dtype.numpy) for k in places.values()
+        }
         self._makers = [
-            self._memory[k].maker() if k in self._memory else NOTHING
-            for k, _ in enumerate(outputs)
+            self._memory[k].maker() if k in self._memory else NOTHING for k, _ in enumerate(outputs)
         ]
         self._simple = len(self._memory) == len(outputs)
 
