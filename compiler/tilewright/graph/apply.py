@@ -111,8 +111,12 @@ def _own(value: Any, taken: Sequence[Any], views: bool) -> Any:
     array = np.asarray(value, order="C")
     if array.dtype.kind in "US":
         return array.astype(object)
-    if (views and array.base is not None) or any(array is t for t in taken):
+    if views and array.base is not None:
         array = array.copy()
+    for other in taken:
+        if array is other:
+            array = array.copy()
+            break
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

@@ -73,6 +73,10 @@ def tables(nodes: Nodes, leaves: Leaves, roots: np.ndarray, absent: float) -> Fo
         np.where(roots < before, roots, roots - before + n), return_inverse=True
     )
     owner, level, depth = _levels(tests.child, distinct)
+    order = np.argsort(depth, kind="stable")  # trees that are walked at a time are alike
+    rank = np.argsort(order)
+    distinct, depth = distinct[order], depth[order]
+    owner, tree = np.where(owner < 0, owner, rank[owner]), np.sort(rank[tree])
     places = _places(tests.child, distinct, owner, level, n + leaves.count)
     inner, record = places.source < n, np.arange(len(places.source))
     node = places.source[inner]

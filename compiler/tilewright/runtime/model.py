@@ -179,6 +179,8 @@ class CompiledModel:
         if segment is None:
             return None
         segment.touch()
+        if segment.runner is not None and segment.direct:
+            return segment.runner.run(values)
         return self._main.run_from(segment, values)
 
     def _read(self, feeds: Mapping[str, Any]) -> tuple[Session, list[Any]]:
