@@ -309,8 +309,8 @@ class _Emitter:
         return name, self.linear(offset(b, index, self.ranges), owner)
 
     def memory(self, b: Buffer) -> tuple[str, str | None]:
-        """A buffer's name, and the owner of lifted offsets into it: local ones have none, and
-        neither have columns of records, whose strides are worth an addressing mode."""
+        """A buffer's name, and the owner of lifted offsets into it: local ones and columns of
+        records have none."""
         if b.space is Space.LOCAL:
             return self.locals[b.name], None
         is_column = len(b.shape) == 1 and b.strides not in (None, (1,))

@@ -107,11 +107,8 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for a tensor. `strides` count elements; None means C order without gaps.
-
-    `values` are the least and the greatest element, where they are known: then elements may be
-    indices.
-    """
+    """Memory for a tensor. `strides` count elements; None means C order without gaps. `values` are
+    the least and greatest element, if they are known: then elements may be indices."""
 
     name: str
     dtype: DType

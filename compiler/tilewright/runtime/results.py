@@ -80,7 +80,8 @@ class Memory:
     """Arrays of one shape for a result that belongs to the caller.
 
     A large one lies in memory of an earlier result once nobody holds that any more, nor a view of
-    it: fresh memory costs a page fault every few kilobytes. One spare buffer is kept.
+    it: fresh memory costs a page fault every few kilobytes. One spare buffer is kept. NumPy sees
+    such an array as a view, so it cannot be resized in place.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
