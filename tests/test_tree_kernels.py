@@ -227,6 +227,20 @@ def test_kernels_aggregate(aggregate: int) -> None:
     np.testing.assert_allclose(model(x), forest.walked(x, aggregate), rtol=1e-6)
 
 
+@pytest.mark.parametrize("aggregate", [0, 1, 2, 3])
+@pytest.mark.parametrize(("trees", "count"), [(61, 16), (97, 40), (1000, 1)])
+def test_tasks_share_the_trees_of_few_rows(trees: int, count: int, aggregate: int) -> None:
+    forest = Grown(np.random.default_rng(trees), trees, 2, targets=2, missing=True)
+    model = compiled(forest.attributes(aggregate_function=aggregate), np.float32)
+    x = forest.rows(count)
+    np.testing.assert_allclose(model(x), forest.walked(x, aggregate), rtol=1e-5, atol=1e-5)
+    assert len(model.kernels[0].kernel.outputs) == 1
+    (partial,) = (
+        b for b in model.kernels[0].kernel.params if b.name in model.kernels[0].kernel.outputs
+    )
+    assert len(partial.shape) == 3 and partial.shape[0] > 1
+
+
 def test_a_long_path() -> None:
     """One side of each node is a leaf, so that the walk takes as many steps as there are nodes."""
     forest = Grown(np.random.default_rng(0), 1, 1)

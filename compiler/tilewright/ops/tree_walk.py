@@ -26,13 +26,25 @@ from tilewright.loops.ir import (
     apply,
     as_expr,
     index_const,
+    substitute,
 )
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import cast, minimum
-from tilewright.ops.tensor import Constant, Tensor, columns, compute, constant, fresh_axis, indices
+from tilewright.ops.tensor import (
+    Constant,
+    Tensor,
+    columns,
+    compute,
+    constant,
+    fresh_axis,
+    indices,
+    nest,
+)
 from tilewright.ops.tree_tables import Forest
 
 LANES = 16  # walks side by side: their loads do not wait for each other
+ENOUGH_TASKS = 8
+PART = 24  # groups of trees that are worth a task of their own
 STEPS = 3  # between two looks whether all walks have ended
 LOCAL_BYTES = 192 << 10
 
@@ -58,7 +70,10 @@ class Walk:
             raise UnsupportedError(f"{targets} targets are too many for a task's scratch")
         self.rows = self._row_count(max(targets, len(forest.features)))
         self.trees = LANES // self.rows
-        self.group = Var(fresh_axis("group"))
+        self.groups = -(-x.shape[0] // self.rows)
+        groups_of_trees = -(-len(forest.roots) // self.trees)
+        self.parts = max(1, min(ENOUGH_TASKS // self.groups, groups_of_trees // PART))
+        self.group, self.part = Var(fresh_axis("group")), Var(fresh_axis("part"))
         self.first = minimum(self.group * self.rows, x.shape[0] - self.rows)
         self._read_tables(forest)
         self.at = self._scratch("at", DType.I64, (LANES,), (0, self.records - 1))
@@ -68,22 +83,38 @@ class Walk:
         self.sums = self._scratch("acc", self.dtype, (self.rows, targets))
         self.values, self.fill = self._values(forest)
 
-    def body(self, y: Tensor) -> Stmt:
-        """All rows, in groups that are tasks; the last group may begin within the one before."""
+    def result(self, dtype: DType) -> Tensor:
+        """[row, target]: the sums (or the least, or greatest) over all trees."""
+        shape = (self.x.shape[0], self.targets)
+        if self.parts == 1:
+            return nest([(shape, dtype)], self._body, "TreeEnsemble")[0]
+        parts = nest([((self.parts, *shape), self.dtype)], self._body, "TreeEnsemble")[0]
+        total = compute(
+            shape, lambda n, t, p: parts[p, n, t], reduce=self.monoid, over=[self.parts]
+        )
+        return compute(shape, lambda *i: cast(dtype, total[i]))
+
+    def _body(self, y: Tensor) -> Stmt:
+        """All rows, in groups that are tasks; the last group may begin within the one before.
+        Where these are few, tasks also share the trees.
+        """
         shape = (self.rows, self.targets)
         start = as_expr(self.start, self.dtype)
         begin = _loops(shape, lambda *i: Store(self.sums, i, start))
 
         def finish(r: Expr, t: Expr) -> Stmt:
-            return Store(y, (self.first + r, t), cast(y.dtype, Load(self.sums, (r, t))))
+            place = (self.first + r, t) if self.parts == 1 else (self.part, self.first + r, t)
+            return Store(y, place, cast(y.dtype, Load(self.sums, (r, t))))
 
-        tree = Var(fresh_axis("tree"))
-        trees = For(tree.name, index_const(self.roots.shape[0]), self._trees(tree))
+        tree, count = Var(fresh_axis("tree")), self.roots.shape[0] // self.parts
+        trees = For(tree.name, index_const(count), self._trees(self.part * count + tree))
         body: Stmt = Block((*self.fill, begin, trees, _loops(shape, finish)))
         for b in (self.values, self.sums, self.moved, self.next, self.record, self.at):
             body = Alloc(b, body) if b.space is Space.LOCAL else body
-        groups = -(-self.x.shape[0] // self.rows)
-        return For(self.group.name, index_const(groups), body, LoopKind.PARALLEL)
+        body = For(self.group.name, index_const(self.groups), body, LoopKind.PARALLEL)
+        if self.parts == 1:
+            return substitute(body, {self.part.name: index_const(0)})  # type: ignore[return-value]
+        return For(self.part.name, index_const(self.parts), body, LoopKind.PARALLEL)
 
     def _row_count(self, width: int) -> int:
         """A power of two, so that few kernels serve all numbers of rows."""
@@ -113,7 +144,7 @@ class Walk:
             )
         else:
             self.leaf = indices(forest.leaf)
-        count = -(-len(forest.roots) // self.trees)
+        count = -(-len(forest.roots) // (self.trees * self.parts)) * self.parts
         roots = np.full(count * self.trees, self.records - 2, np.int32)  # the leaf that is none
         roots[: len(forest.roots)] = forest.roots
         depth = np.zeros(len(roots), np.int32)

@@ -25,7 +25,7 @@ from tilewright.ops.forest import (
 )
 from tilewright.ops.registry import op
 from tilewright.ops.scores import binary_scores, labels_of, post_transformed
-from tilewright.ops.tensor import Tensor, compute, constant, nest
+from tilewright.ops.tensor import Tensor, compute, constant
 from tilewright.ops.tree_tables import Forest, tables
 from tilewright.ops.tree_walk import Walk, walk_type
 
@@ -338,8 +338,7 @@ def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: 
         return compute((x.shape[0], targets), lambda *i: 0, dtype=dtype)
     monoid = {"MIN": ScalarOp.MIN, "MAX": ScalarOp.MAX}.get(aggregate, ScalarOp.ADD)
     start = _absent(aggregate)
-    walk = Walk(x, forest, targets, monoid, start)
-    total = nest([((x.shape[0], targets), dtype)], walk.body, "TreeEnsemble")[0]
+    total = Walk(x, forest, targets, monoid, start).result(dtype)
     if aggregate == "SUM":
         return total
     if aggregate == "AVERAGE":
