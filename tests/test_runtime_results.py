@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from onnx import ModelProto, parser
 
 import tilewright as tw
-from tilewright.runtime.results import ALONE, LEAST_BYTES, MOST_LENT, Memory, address_of
+from tilewright.dtypes import DType
+from tilewright.ops.tensor import compute, constant, placeholder
+from tilewright.runtime.results import ALONE, LEAST_BYTES, MOST_LENT, Memory, Results, address_of
 
 ROWS = LEAST_BYTES // 4 // 64
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
@@ -155,6 +157,45 @@ def test_copied_results_are_the_callers_own() -> None:
         z.fill(7)
         two.fill(7)
         assert (same == -3).all() and (x == 3).all()
+
+
+def test_outputs_of_one_tensor_do_not_share_memory() -> None:
+    x = placeholder((2,), DType.F32, "x")
+    t = compute((2,), lambda i: x[i] + 1)
+    results = Results([x], [t, constant(np.ones(3)), t, x])
+    given_ = [np.array([5, 6], np.float32)]
+    made = results.make()
+    made[0][:] = 4
+    first, ones, again, same = results.complete(made, given_)
+    first[:] = ones[:] = 0
+    np.testing.assert_array_equal(again, [4, 4])
+    np.testing.assert_array_equal(same, [5, 6])
+    assert same is not given_[0]
+    np.testing.assert_array_equal(results.complete(results.make(), given_)[1], np.ones(3))
+
+
+def unaligned(x: np.ndarray) -> np.ndarray:
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    raw[1:] = np.frombuffer(x.tobytes(), np.uint8)
+    return np.frombuffer(raw.data, x.dtype, offset=1).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+        lambda x: x[::-1].copy()[::-1],
+        unaligned,
+        lambda x: x.view(np.recarray),
+    ],
+)
+def test_kernels_read_what_the_array_says(form: Callable[[np.ndarray], np.ndarray]) -> None:
+    run, x = model(), np.arange(5 * 64, dtype=np.float32).reshape(5, 64)
+    for _ in range(2):
+        np.testing.assert_array_equal(run(x), -x)
+        np.testing.assert_array_equal(run(form(x)), -x)
+        np.testing.assert_array_equal(run.run({"x": form(x)})["y"], -x)
 
 
 @pytest.mark.parametrize(
