@@ -53,6 +53,7 @@ def test_names_do_not_count() -> None:
         kernel(at=0),
         replace(kernel(), outputs=frozenset("x")),
         replace(kernel(), params=kernel().params[::-1]),
+        replace(kernel(), params=tuple(replace(b, values=(0, 1)) for b in kernel().params)),
     ],
 )
 def test_anything_else_counts(other: Kernel) -> None:

@@ -362,3 +362,30 @@ def test_tasks_may_write_what_they_allocate() -> None:
 def test_the_message_begins_with_the_kernel() -> None:
     with pytest.raises(VerifyError, match=r"^mine > "):
         verify(Kernel("mine", (Z,), write(ONE), frozenset((Z.name,))))
+
+
+PLACES = Buffer("places", DType.I32, (N,), values=(0, M - 1))
+PLACE = Buffer("place", DType.I64, (), space=Space.LOCAL, values=(0, M - 1))
+
+
+def looked_up(stored: Expr) -> Kernel:
+    """An index in scratch, stored as given and read to find an element."""
+    body = Block((Store(PLACE, (), stored), write(at(X, ROW, at(PLACE)))))
+    params = (X, PLACES, Z)
+    return Kernel("k", params, loop("i", N, Alloc(PLACE, body)), frozenset((Z.name,)))
+
+
+def test_elements_within_limits_are_indices() -> None:
+    verify(looked_up(Cast(DType.I64, at(PLACES, ROW))))
+    found = Cast(DType.I64, at(PLACES, ROW))
+    verify(looked_up(smaller(found + 1, index_const(M - 1))))
+
+
+def test_limits_are_kept() -> None:
+    with pytest.raises(VerifyError, match=r"holds values in \(0, 4\), stored is \[1, 5\]"):
+        verify(looked_up(Cast(DType.I64, at(PLACES, ROW)) + 1))
+    with pytest.raises(VerifyError, match="holds values in"):
+        verify(looked_up(Var("i")))  # up to 7
+    add = Accumulate(PLACE, (), ScalarOp.ADD, index_const(0))
+    with pytest.raises(VerifyError, match="holds values in"):
+        verify(kernel(loop("i", N, Alloc(PLACE, add))))

@@ -299,6 +299,8 @@ class _Emitter:
         name, at = self._place(b, index)
         if b.dtype is DType.BOOL or (b.dtype.compute is not b.dtype and b.space is Space.GLOBAL):
             return f"{self.use('load_' + SUFFIX[b.dtype])}({name}, {at})"
+        if b.space is Space.LOCAL and b.dtype is DType.I64 and b.values is not None:
+            return f"{self.use('alone')}({name}[{at}])"  # an index into other buffers
         return f"{name}[{at}]"
 
     def _place(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[str, str]:
@@ -307,8 +309,12 @@ class _Emitter:
         return name, self.linear(offset(b, index, self.ranges), owner)
 
     def memory(self, b: Buffer) -> tuple[str, str | None]:
-        """A buffer's name, and the owner of lifted offsets into it: local ones have none."""
-        return (self.locals[b.name], None) if b.space is Space.LOCAL else (b.name, b.name)
+        """A buffer's name, and the owner of lifted offsets into it: local ones and columns of
+        records have none."""
+        if b.space is Space.LOCAL:
+            return self.locals[b.name], None
+        is_column = len(b.shape) == 1 and b.strides not in (None, (1,))
+        return b.name, None if is_column else b.name
 
     def linear(self, form: Linear, owner: str | None) -> str:
         """A linear form; its coefficients are literals without an owner, lifted numbers with

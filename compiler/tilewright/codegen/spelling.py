@@ -109,6 +109,7 @@ _PLACES = {
     "pointers": (
         "integer",
         "offset",
+        "alone",
         *_TYPES,
         *(f"{v}_{t}" for v in ("stack", "load", "store") for t in _TYPES),
     ),

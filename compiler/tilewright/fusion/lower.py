@@ -260,7 +260,10 @@ def finish(body: Stmt, stored: Sequence[Tensor], group: Group) -> Lowered:
             tensors.setdefault(n.buffer.name, n.buffer)
     inputs = [t for name, t in tensors.items() if name not in out]
     params = [*inputs, *(t for t in stored)]
-    buffers = {t.name: Buffer(f"p{k}", t.dtype, t.shape, t.strides) for k, t in enumerate(params)}
+    buffers = {
+        t.name: Buffer(f"p{k}", t.dtype, t.shape, t.strides, values=t.values)
+        for k, t in enumerate(params)
+    }
 
     def rule(n: object) -> object | None:
         if isinstance(n, Load) and n.buffer.name in buffers:

@@ -89,27 +89,34 @@ def host_function(node: Node, graph: Graph) -> HostFunction:
     return host
 
 
-def own(results: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-    """The results as C-contiguous arrays, each with memory of its own; lists may share elements."""
+def own(results: Sequence[Any], operands: Sequence[Any], views: bool = True) -> list[Any]:
+    """The results as C-contiguous arrays, each with memory of its own; lists may share elements.
+
+    Results that may be `views` of something are copied; those of a session never are.
+    """
     taken = [o for o in operands if isinstance(o, np.ndarray)]
     made = []
     for result in results:
-        value = _own(result, taken)
+        value = _own(result, taken, views)
         made.append(value)
         taken.append(value)
     return made
 
 
-def _own(value: Any, taken: Sequence[Any]) -> Any:
+def _own(value: Any, taken: Sequence[Any], views: bool) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_own(v, ()) for v in value]
+        return [_own(v, (), views) for v in value]
     if value is None or isinstance(value, dict):
         return value
     array = np.asarray(value, order="C")
     if array.dtype.kind in "US":
         return array.astype(object)
-    if array.base is not None or any(array is t for t in taken):
+    if views and array.base is not None:
         array = array.copy()
+    for other in taken:
+        if array is other:
+            array = array.copy()
+            break
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

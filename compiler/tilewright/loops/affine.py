@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tilewright.dtypes import DType
 from tilewright.loops.ir import (
     Apply,
+    Cast,
     Const,
     Expr,
     Load,
     Select,
     Var,
+    dtype_of,
     index_const,
     rewrite,
     variables,
@@ -238,6 +241,10 @@ def interval(e: Expr, ranges: Ranges) -> Range:
         case Select(then=t, otherwise=o):
             x, y = interval(t, ranges), interval(o, ranges)
             return min(x[0], y[0]), max(x[1], y[1])
+        case Load(buffer=b) if b.values is not None:
+            return float(b.values[0]), float(b.values[1])
+        case Cast(dtype=DType.I64, arg=Load() as arg) if dtype_of(arg) is DType.I32:
+            return interval(arg, ranges)
     return UNKNOWN
 
 

@@ -107,13 +107,15 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for a tensor. `strides` count elements; None means C order without gaps."""
+    """Memory for a tensor. `strides` count elements; None means C order without gaps. `values` are
+    the least and greatest element, if they are known: then elements may be indices."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     space: Space = Space.GLOBAL
+    values: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ def structure(kernel: Kernel) -> tuple[Hashable, ...]:
 
 
 def _buffer(b: Buffer, numbers: dict[str, int]) -> Hashable:
-    return numbers.setdefault(b.name, len(numbers)), b.dtype, b.shape, b.strides, b.space
+    number = numbers.setdefault(b.name, len(numbers))
+    return number, b.dtype, b.shape, b.strides, b.space, b.values
 
 
 def _token(n: Node, numbers: dict[str, int]) -> Hashable:

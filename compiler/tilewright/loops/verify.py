@@ -3,6 +3,7 @@
 * every axis is bound by one loop, every buffer is a parameter or allocated around its use;
 * every index has the buffer's rank and lies inside its shape, by interval analysis under the
 guards around it;
+* elements of a buffer with known limits stay between them (constants do: they are measured);
 * operands of a scalar function agree in type, values are stored in the buffer's type;
 * no two iterations of a parallel loop are known to write one element (unless overlapping blocks
 compute it twice, from the same operands);
@@ -127,6 +128,14 @@ class _Verifier:
         got = self.expression(s.value, scope)
         if got is not s.buffer.dtype:
             scope.fail(f"{got.name} is stored to a buffer of {s.buffer.dtype.name}")
+        if s.buffer.values is not None:
+            self._keeps_range(s, s.buffer.values, scope)
+
+    def _keeps_range(self, s: Store | Accumulate, values: tuple[int, int], scope: _Scope) -> None:
+        """Elements of a buffer with known limits stay between them."""
+        low, high = bounds(s.value, scope.ranges, scope.facts)
+        if isinstance(s, Accumulate) or low < values[0] or high > values[1]:
+            scope.fail(f"{s.buffer.name} holds values in {values}, stored is [{low:g}, {high:g}]")
 
     def boolean(self, e: Expr, scope: _Scope) -> None:
         if self.expression(e, scope) is not DType.BOOL:

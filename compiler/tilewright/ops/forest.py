@@ -1,8 +1,7 @@
-"""Tables of a forest of decision trees, from either of ONNX's encodings, checked so that walking
-them is safe.
+"""Forests of decision trees, from either of ONNX's encodings, checked so that walking them is safe.
 
-Interior nodes come first, then leaves, which are their own children: a walk may take more steps
-than its path is long. Every path has an end because no node has two parents.
+Every path has an end because no node has two parents. The tables that kernels read are made in
+tree_tables.py.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.errors import UnsupportedError
 from tilewright.ops.common import fail
 
 MODES = (
@@ -24,30 +22,7 @@ MODES = (
     "BRANCH_NEQ",
     "BRANCH_MEMBER",
 )
-EQUAL, MEMBER = 4, 6
-MOST_LEVELS = 10_000
-MOST_ENTRIES = 1 << 27
-
-
-@dataclass(frozen=True)
-class Forest:
-    """Node tables (`children[:, 1]` is the branch taken when the test holds), tree tables and leaf
-    tables.
-    """
-
-    feature: np.ndarray
-    threshold: np.ndarray
-    mode: np.ndarray
-    missing: np.ndarray  # whether a NaN passes the test
-    children: np.ndarray
-    roots: np.ndarray
-    depth: np.ndarray  # tests on the longest path of each tree
-    targets: np.ndarray  # [leaf, entry]
-    weights: np.ndarray  # [leaf, entry]; entries that a leaf lacks weigh `absent`
-
-    @property
-    def interior(self) -> int:
-        return len(self.feature) - len(self.targets)
+LEAST_EQUAL, LESS, AT_LEAST, GREATER, EQUAL, UNEQUAL, MEMBER = range(7)
 
 
 @dataclass(frozen=True)
@@ -86,17 +61,17 @@ def within(name: str, values: np.ndarray, extent: int) -> None:
         raise fail(f"{name} must lie between 0 and {extent - 1}")
 
 
-def build(
+def checked(
     nodes: Nodes,
     leaves: Leaves,
     roots: np.ndarray,
     features: int,
     targets: int,
-    absent: float,
     members: Sequence[np.ndarray] = (),
-) -> Forest:
-    """The tables. `roots` count through interior nodes and leaves; `members` has the set of each
-    node that tests for membership, in their order.
+) -> Nodes:
+    """The nodes, without tests for membership, of a forest that is sound. `roots` count through
+    interior nodes and leaves; `members` has the set of each node that tests for membership, in
+    their order.
     """
     n = len(nodes.feature)
     within("nodes_featureids", nodes.feature, features)
@@ -106,14 +81,10 @@ def build(
     within("leaves of nodes", nodes.child[nodes.child_is_leaf], leaves.count)
     within("children of nodes", nodes.child[~nodes.child_is_leaf], n)
     _check_one_parent(nodes, roots)
-    costs = np.ones(n, np.int64)
     sets = np.flatnonzero(nodes.mode == MEMBER)
     if len(sets) != len(members):
         raise fail(f"{len(sets)} nodes test for membership, but there are {len(members)} sets")
-    costs[sets] = [max(len(m), 1) for m in members]
-    depth = _depths(nodes, roots, costs)
-    wide = _with_sets(nodes, sets, members)
-    return _tables(wide, n, leaves, roots, depth, absent)
+    return _with_sets(nodes, sets, members)
 
 
 def _check_one_parent(nodes: Nodes, roots: np.ndarray) -> None:
@@ -126,22 +97,6 @@ def _check_one_parent(nodes: Nodes, roots: np.ndarray) -> None:
     references[np.unique(roots[roots < n])] += 1
     if references.size and references.max() > 1:
         raise fail(f"node {int(references.argmax())} of the trees is reached in two ways")
-
-
-def _depths(nodes: Nodes, roots: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """The tests on the longest path of each tree, a node counting `costs`."""
-    depth = np.zeros(len(roots), np.int64)
-    tree = np.flatnonzero(roots < len(nodes.feature))
-    at, length = roots[tree], np.zeros(len(tree), np.int64)
-    for _ in range(MOST_LEVELS):
-        if not at.size:
-            return depth
-        length = length + costs[at]
-        np.maximum.at(depth, tree, length)
-        below = ~nodes.child_is_leaf[at]
-        tree, length = (np.repeat(v, 2)[below.ravel()] for v in (tree, length))
-        at = nodes.child[at][below]
-    raise UnsupportedError(f"a tree of more than {MOST_LEVELS} levels")
 
 
 def _with_sets(nodes: Nodes, sets: np.ndarray, members: Sequence[np.ndarray]) -> Nodes:
@@ -164,46 +119,6 @@ def _with_sets(nodes: Nodes, sets: np.ndarray, members: Sequence[np.ndarray]) ->
             )
             table["child_is_leaf"][at] = np.array([last and leaf, nodes.child_is_leaf[node, 1]])
     return Nodes(**{k: np.array(v, getattr(nodes, k).dtype) for k, v in table.items()})
-
-
-def _tables(
-    nodes: Nodes, before: int, leaves: Leaves, roots: np.ndarray, depth: np.ndarray, absent: float
-) -> Forest:
-    n, count = len(nodes.feature), leaves.count
-    own = n + np.arange(count, dtype=np.int64)
-    children = np.concatenate([nodes.child + nodes.child_is_leaf * n, np.stack([own, own], axis=1)])
-    targets, weights = _entries(leaves, absent)
-
-    def padded(values: np.ndarray) -> np.ndarray:
-        return np.concatenate([values, np.zeros(count, values.dtype)])
-
-    return Forest(
-        feature=padded(nodes.feature).astype(np.int32),
-        threshold=padded(nodes.threshold),
-        mode=padded(nodes.mode).astype(np.int32),
-        missing=padded(nodes.missing),
-        children=children.astype(np.int32),
-        roots=np.where(roots >= before, roots - before + n, roots).astype(np.int32),
-        depth=depth.astype(np.int32),
-        targets=targets.astype(np.int32),
-        weights=weights,
-    )
-
-
-def _entries(leaves: Leaves, absent: float) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and weights by leaf, each row as long as the longest."""
-    counts = np.bincount(leaves.leaf, minlength=leaves.count)
-    most = max(int(counts.max(initial=0)), 1)
-    if leaves.count * most > MOST_ENTRIES:
-        raise UnsupportedError(f"{leaves.count} leaves with up to {most} weights each")
-    order = np.argsort(leaves.leaf, kind="stable")
-    row = leaves.leaf[order]
-    position = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
-    targets = np.zeros((leaves.count, most), np.int64)
-    weights = np.full((leaves.count, most), absent, leaves.weight.dtype)
-    targets[row, position] = leaves.target[order]
-    weights[row, position] = leaves.weight[order]
-    return targets, weights
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.scalars import ScalarOp
+
+LINE_BYTES = 64  # of the cache
 
 _fresh = itertools.count()
 
@@ -134,6 +136,37 @@ def constant(value: object, dtype: DType | None = None) -> Constant:
     """A tensor with the given elements (array, number or nested list)."""
     array = np.asarray(value) if dtype is None else np.asarray(value, dtype.numpy)
     return Constant(f"c{next(_fresh)}", dtype or from_numpy(array.dtype), array.shape, value=array)
+
+
+def columns(*fields: np.ndarray) -> tuple[Constant, ...]:
+    """Arrays of one length as columns of one table of records: what belongs together shares a cache
+    line. Columns of integers may be indices, their limits are known.
+    """
+    kinds = [(f"f{k}", f.dtype) for k, f in enumerate(fields)]
+    packed = np.dtype(kinds, align=True).itemsize
+    size = 1 << (packed - 1).bit_length()
+    names, formats = zip(*kinds, strict=True)
+    offsets = [np.dtype(kinds, align=True).fields[n][1] for n in names]  # type: ignore[index]
+    record = np.dtype(
+        {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}  # type: ignore[call-overload]
+    )
+    raw = np.zeros(len(fields[0]) * size + LINE_BYTES, np.uint8)
+    start = -raw.ctypes.data % LINE_BYTES
+    table = raw[start : start + len(fields[0]) * size].view(record)
+    for name, f in zip(names, fields, strict=True):
+        table[name] = f
+    return tuple(_column(table[name]) for name in names)
+
+
+def _column(values: np.ndarray) -> Constant:
+    made = indices(values) if values.dtype.kind == "i" else constant(values)
+    return replace(made, strides=(values.strides[0] // values.itemsize,))
+
+
+def indices(values: np.ndarray) -> Constant:
+    """A constant of integers whose limits are known, so that its elements may be indices."""
+    limits = (int(values.min()), int(values.max())) if values.size else None
+    return replace(constant(values), values=limits)
 
 
 def placeholder(shape: Sequence[int], dtype: DType, name: str = "") -> Placeholder:

@@ -16,17 +16,17 @@ from tilewright.ops.common import cast, fail, select
 from tilewright.ops.forest import (
     MEMBER,
     MODES,
-    Forest,
     Leaves,
     Lookup,
     Nodes,
-    build,
+    checked,
     integers,
     within,
 )
 from tilewright.ops.registry import op
 from tilewright.ops.scores import binary_scores, labels_of, post_transformed
-from tilewright.ops.tensor import Tensor, compute, constant, nest
+from tilewright.ops.tensor import Tensor, compute, constant
+from tilewright.ops.tree_tables import Forest, tables
 from tilewright.ops.tree_walk import Walk, walk_type
 
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
@@ -102,7 +102,8 @@ def tree_ensemble(
     roots = integers("tree_roots", tree_roots)
     within("tree_roots", roots, n)
     sets = _sets(membership_values)
-    forest = build(nodes, leaves, roots, features, count, _absent(aggregate), sets)
+    nodes = checked(nodes, leaves, roots, features, count, sets)
+    forest = tables(nodes, leaves, roots, _absent(aggregate))
     scores = _aggregated(x, forest, count, aggregate, x.dtype if x.dtype.is_float else dtype)
     return post_transformed(scores, TRANSFORMS[post_transform])
 
@@ -323,7 +324,8 @@ def _classic(
         child_is_leaf=numbering.is_leaf[child],
     )
     leaves = numbering.leaves(entries, dtype)
-    return build(nodes, leaves, numbering.roots, features, count, _absent(aggregate))
+    nodes = checked(nodes, leaves, numbering.roots, features, count)
+    return tables(nodes, leaves, numbering.roots, _absent(aggregate))
 
 
 def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: DType) -> Tensor:
@@ -336,8 +338,7 @@ def _aggregated(x: Tensor, forest: Forest, targets: int, aggregate: str, dtype: 
         return compute((x.shape[0], targets), lambda *i: 0, dtype=dtype)
     monoid = {"MIN": ScalarOp.MIN, "MAX": ScalarOp.MAX}.get(aggregate, ScalarOp.ADD)
     start = _absent(aggregate)
-    walk = Walk(x, forest, targets, monoid, start)
-    total = nest([((x.shape[0], targets), dtype)], walk.body, "TreeEnsemble")[0]
+    total = Walk(x, forest, targets, monoid, start).result(dtype)
     if aggregate == "SUM":
         return total
     if aggregate == "AVERAGE":

@@ -24,7 +24,7 @@ def control_function(node: Node, captured: int, body: Callable[[Graph], Body]) -
 
     def function(values: Sequence[Any]) -> list[Any]:
         count = len(values) - captured
-        return own(run(list(values[:count]), list(values[count:])), values)
+        return own(run(list(values[:count]), list(values[count:])), values, views=False)
 
     return function
 

@@ -17,7 +17,10 @@ _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 
 def is_ready(value: Any) -> bool:
     """Whether a session can read the value as it is."""
-    return type(value) is np.ndarray and value.flags.c_contiguous and value.flags.aligned
+    if type(value) is not np.ndarray:
+        return False
+    flags = value.flags  # made anew by every access
+    return flags.c_contiguous and flags.aligned
 
 
 def read_inputs(infos: Sequence[ValueInfo], feeds: Mapping[str, Any]) -> list[Any]:

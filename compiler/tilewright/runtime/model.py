@@ -13,9 +13,9 @@ from tilewright.errors import InputError, UnsupportedError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
-from tilewright.runtime.inputs import is_ready, read_inputs, show_shape
+from tilewright.runtime.inputs import read_inputs, show_shape
 from tilewright.runtime.report import Report, kernels_of, report_stages
-from tilewright.runtime.segments import Profiled, signature
+from tilewright.runtime.segments import Profiled
 from tilewright.runtime.session import Session, Workshop
 
 Shapes = Mapping[str, Sequence[int] | Array]
@@ -90,16 +90,25 @@ class CompiledModel:
         Raises InputError if the feeds do not fit, OperatorError if the model cannot be applied to
         these shapes, and ExecutionError for bad data (an index out of range ...).
         """
-        return dict(zip(self._outputs, self._run(feeds), strict=True))
+        outputs = self._run(feeds)
+        if len(outputs) == 1:
+            return {self._outputs[0]: outputs[0]}
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         """The output, or a tuple of several, for inputs by position (in order) and by name."""
         if len(arrays) > len(self._names):
             raise InputError(f"{len(arrays)} inputs given, the model has {len(self._names)}")
-        feeds = dict(zip(self._names, arrays, strict=False))
-        if twice := feeds.keys() & named.keys():
-            raise InputError(f"inputs given by position and by name: {', '.join(sorted(twice))}")
-        outputs = self._run({**feeds, **named})
+        if not named and len(arrays) == len(self._names) == len(self._required):
+            outputs = self._run_seen(arrays)
+            if outputs is None:
+                outputs = self._run(dict(zip(self._names, arrays, strict=True)))
+        else:
+            feeds = dict(zip(self._names, arrays, strict=False))
+            if twice := feeds.keys() & named.keys():
+                names = ", ".join(sorted(twice))
+                raise InputError(f"inputs given by position and by name: {names}")
+            outputs = self._run({**feeds, **named})
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def warmup(self, shapes: Shapes | Sequence[Shapes]) -> None:
@@ -148,14 +157,31 @@ class CompiledModel:
 
     def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
         if len(feeds) == len(self._required):
-            values = [feeds.get(n) for n in self._required]
-            if all(map(is_ready, values)):
-                segment = self._main.roots.get(signature(values))
-                if segment is not None:  # a signature that has been seen has been checked
-                    segment.touch()
-                    return self._main.run_from(segment, values)
+            outputs = self._run_seen([feeds.get(n) for n in self._required])
+            if outputs is not None:
+                return outputs
         session, values = self._read(feeds)
         return session.run(values)
+
+    def _run_seen(self, values: Sequence[Any]) -> list[Any] | None:
+        """The outputs, if all values are arrays that can be read in place (see `is_ready`) and have
+        a signature that has been seen: it has been checked.
+        """
+        key = []
+        for value in values:
+            if type(value) is not np.ndarray:
+                return None
+            flags = value.flags  # made anew by every access
+            if not (flags.c_contiguous and flags.aligned):
+                return None
+            key.append((value.dtype, value.shape))
+        segment = self._main.roots.get(tuple(key))
+        if segment is None:
+            return None
+        segment.touch()
+        if segment.runner is not None and segment.direct:
+            return segment.runner.run(values)
+        return self._main.run_from(segment, values)
 
     def _read(self, feeds: Mapping[str, Any]) -> tuple[Session, list[Any]]:
         """The feeds checked, and the session in which missing defaults are constants."""

@@ -46,6 +46,7 @@ from tilewright.runtime.dump import publish
 from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
+from tilewright.runtime.results import Results, address_of, computed
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
@@ -79,6 +80,10 @@ class _Instance:
     table: np.ndarray
     errors: np.ndarray
     call: Table
+    slots: memoryview = field(init=False)  # of the arguments, written faster than the array
+
+    def __post_init__(self) -> None:
+        self.slots = self.arguments.data
 
 
 def tile_limits() -> TileLimits:
@@ -116,6 +121,9 @@ class Plan:
         ]
         publish(self.kernels, options)
         self._free: list[_Instance] = []
+        self._results = Results(inputs, legal)
+        self._checks = any(e.checks for e in emitted)
+        self._no_errors = bytes(8 * (len(emitted) + 1))
 
     # -- building
 
@@ -131,16 +139,12 @@ class Plan:
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._constants: dict[str, np.ndarray] = {}
         input_at = {t.name: k for k, t in enumerate(inputs)}
-        output_at: dict[str, int] = {}
-        for k, t in enumerate(outputs):
-            if not isinstance(t, (Placeholder, Constant)):
-                output_at.setdefault(t.name, k)
-        self._output_at = output_at
+        output_at = computed(outputs)
         offsets = self._allocate(lowered, input_at, output_at)
         values: list[int] = []
         self._relocations: list[tuple[int, int]] = []  # (slot, arena offset)
-        self._input_slots: list[tuple[int, int]] = []
-        self._output_slots: list[tuple[int, int]] = []
+        input_slots: dict[int, list[int]] = {}
+        output_slots: dict[int, list[int]] = {}
         self._error_slots: list[int] = []
         rows: list[tuple[int, int, int]] = []
         for n, kernel, e, address in zip(lowered, kernels, emitted, addresses, strict=True):
@@ -153,15 +157,17 @@ class Plan:
                 if isinstance(t, Constant):
                     values[slot] = self._constant(t)
                 elif t.name in input_at:
-                    self._input_slots.append((slot, input_at[t.name]))
+                    input_slots.setdefault(input_at[t.name], []).append(slot)
                 elif t.name in output_at:
-                    self._output_slots.append((slot, output_at[t.name]))
+                    output_slots.setdefault(output_at[t.name], []).append(slot)
                 else:
                     self._relocations.append((slot, offsets[t.name]))
             values.extend(e.numbers)
             tasks, chunk = self._tasks(kernel, e)
             values.append(chunk)
             rows.append((address, tasks, start))
+        self._input_slots = list(input_slots.items())
+        self._output_slots = list(output_slots.items())
         self._values = np.array(values, np.int64)
         self._rows = rows
         parallel = [k for k, (_, tasks, _) in enumerate(rows) if tasks > 1]
@@ -225,45 +231,20 @@ class Plan:
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, fresh and in C order, for inputs in the plan's order, C-contiguous."""
-        results = self._results(arrays)
+        results = self._results.make()
         if self._rows:
-            instance = self._take()
+            try:
+                instance = self._free.pop()
+            except IndexError:
+                instance = self._instance()
             try:
                 self._bind(instance, arrays, results)
                 instance.call()
-                self._check(instance)
+                if self._checks:
+                    self._check(instance)
             finally:
                 self._free.append(instance)
-        return self._shared(results, arrays)
-
-    def _results(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        out = []
-        for t in self._outputs:
-            if isinstance(t, Constant):
-                out.append(t.value.copy())
-            elif isinstance(t, Placeholder):
-                out.append(
-                    next(
-                        a for s, a in zip(self._inputs, arrays, strict=True) if s.name == t.name
-                    ).copy()
-                )
-            else:
-                out.append(np.empty(t.shape, t.dtype.numpy))
-        return out
-
-    def _shared(self, results: list[np.ndarray], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """A tensor that is several outputs was computed into the first of them."""
-        for k, t in enumerate(self._outputs):
-            first = self._output_at.get(t.name, k)
-            if first != k:
-                results[k] = results[first].copy()
-        return results
-
-    def _take(self) -> _Instance:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return self._instance()
+        return self._results.complete(results, arrays)
 
     def _instance(self) -> _Instance:
         raw = np.empty(self.arena_bytes + 64, np.uint8)
@@ -281,14 +262,18 @@ class Plan:
     def _bind(
         self, instance: _Instance, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]
     ) -> None:
-        arguments = instance.arguments
-        for slot, k in self._input_slots:
-            arguments[slot] = arrays[k].ctypes.data
-        for slot, k in self._output_slots:
-            arguments[slot] = results[k].ctypes.data
+        slots = instance.slots
+        for k, places in self._input_slots:
+            address = address_of(arrays[k])
+            for slot in places:
+                slots[slot] = address
+        for k, places in self._output_slots:
+            address = address_of(results[k])
+            for slot in places:
+                slots[slot] = address
 
     def _check(self, instance: _Instance) -> None:
-        if not instance.errors.any():
+        if instance.errors.tobytes() == self._no_errors:
             return
         k = int(np.flatnonzero(instance.errors)[0])
         instance.errors[:] = 0
@@ -300,8 +285,8 @@ class Plan:
     def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
         """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's
         order."""
-        results = self._results(arrays)
-        instance = self._take()
+        results = self._results.make()
+        instance = self._free.pop() if self._free else self._instance()
         self._bind(instance, arrays, results)
         best = [math.inf] * len(self._rows)
         for _ in range(repeats):
@@ -317,8 +302,9 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the plan holds: an arena per thread that ran it at the same time,
-        and tables."""
-        return (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
+        tables, and spare memory of results."""
+        own = (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
+        return own + self._results.nbytes
 
 
 def _generate(lowered: Sequence[Lowered]) -> tuple[list[Kernel], list[Emitted]]:

@@ -85,6 +85,7 @@ class Segment:
         "keep",
         "key",
         "parent",
+        "passes",
         "reads",
         "runner",
         "seconds",
@@ -109,6 +110,7 @@ class Segment:
         self.reads = tuple(i.name for i in stage.inputs)
         self.keep = stage.rest.names
         self.direct = runner is not None and self._is_direct()
+        self.passes = self._passed()
         self.children: dict[Hashable, Segment] = {}
         self.parent: dict[Hashable, Segment] = {}
         self.key: Hashable = None
@@ -123,6 +125,16 @@ class Segment:
             and tuple(o.source for o in cut.outputs) == self.stage.names
             and not any(o.copy for o in cut.outputs)
         )
+
+    def _passed(self) -> list[int] | None:
+        """Which arrivals the outputs are copies of, if a run is nothing else."""
+        cut = self.stage.cut
+        if not isinstance(cut, Finish) or self.runner is not None:
+            return None
+        sources = [o.source for o in cut.outputs if o.copy and isinstance(o.source, str)]
+        if len(sources) < len(cut.outputs) or not set(sources) <= set(self.arrivals):
+            return None
+        return [self.arrivals.index(s) for s in sources]
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +196,7 @@ class Budget:
 
 def signature(values: Sequence[Any]) -> Hashable:
     """What a stage is specialised on: dtype and shape of an array, the kind of anything else."""
-    return tuple((v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values)
+    return tuple([(v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values])
 
 
 def value_key(array: Array) -> Hashable:

@@ -104,11 +104,13 @@ class Session:
         if segment.direct:
             assert segment.runner is not None
             return segment.runner.run(values)
+        if segment.passes is not None:
+            return [copied(values[k]) for k in segment.passes]
         held = {n: v for n, v in zip(segment.arrivals, values, strict=True) if n is not None}
         while not isinstance(segment.stage.cut, Finish):
             arrived = self._advance(segment, held)
             following = self._next(segment, arrived)
-            held = {n: held[n] for n in segment.keep}
+            held = {n: held[n] for n in segment.keep} if segment.keep else {}
             segment = following
             held.update(
                 (n, v) for n, v in zip(segment.arrivals, arrived, strict=True) if n is not None

@@ -117,6 +117,21 @@ def offset(typing: Any, pointer: Any, count: Any) -> Any:
 
 
 @intrinsic
+def alone(typing: Any, value: Any) -> Any:
+    """The value, an int64; a loop that asks for it takes one iteration at a time.
+
+    LLVM would make a vector of indices and gather what they point to, which takes longer than
+    loads one by one.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        same = ir.FunctionType(I64, [I64])
+        return builder.asm(same, "", "=r,0", values, side_effect=False)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
 def address(typing: Any, pointer: Any) -> Any:
     """The address in bytes."""
 
