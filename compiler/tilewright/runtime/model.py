@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.errors import InputError, UnsupportedError
+from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
+from tilewright.runtime.ceilings import ceilings_for
 from tilewright.runtime.inputs import is_ready, read_inputs, show_shape
+from tilewright.runtime.profile import Profile, profile
 from tilewright.runtime.report import Report, kernels_of, report_stages
-from tilewright.runtime.segments import Profiled, signature
+from tilewright.runtime.segments import signature
 from tilewright.runtime.session import Session, Workshop
 
 Shapes = Mapping[str, Sequence[int] | Array]
@@ -46,14 +48,6 @@ class ModelCacheInfo:
     stages: int
     dropped: int
     nbytes: int
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """A kernel and how many seconds it took."""
-
-    kernel: Any
-    seconds: float
 
 
 class CompiledModel:
@@ -137,14 +131,18 @@ class CompiledModel:
             self._workshop.budget.nbytes(),
         )
 
-    def profile(self, feeds: Mapping[str, Any]) -> list[KernelTime]:
-        """The time of every kernel, in order of execution, for a model compiled in one piece."""
+    def profile(self, feeds: Mapping[str, Any]) -> Profile:
+        """Where the time of such a call goes, kernel by kernel, and what the machine could do.
+
+        The first one on a machine measures that, which takes a second.
+        """
         session, values = self._read(feeds)
-        segment = session.enter(values)
-        if not segment.direct or not isinstance(segment.runner, Profiled):
-            raise UnsupportedError("only a model compiled in one piece can be profiled by kernel")
-        seconds = segment.runner.profile(values)
-        return [KernelTime(*pair) for pair in zip(segment.runner.kernels, seconds, strict=True)]
+        return profile(
+            self._graph.name,
+            lambda: session.run(values),
+            lambda: [g for s in self._all_sessions() for g in s.segments()],
+            lambda: ceilings_for(self._workshop.options),
+        )
 
     def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
         if len(feeds) == len(self._required):

@@ -10,7 +10,6 @@ instance (arena and argument tables) of its own and gives it back.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +45,7 @@ from tilewright.runtime.dump import publish
 from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor
 from tilewright.runtime.pool import Plan as Table
+from tilewright.runtime.stopwatch import Stopwatch
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
@@ -99,6 +99,7 @@ class Plan:
         cache: KernelCache,
         weights: PackedWeights,
     ) -> None:
+        self._cache = cache
         self._executor = Executor(options.threads, cache)
         legal = legalize(outputs)
         legal = restructure(legal, Means(tile_limits().lanes, weights))
@@ -297,22 +298,18 @@ class Plan:
             f"in {where}: an index is out of range or an integer is divided by zero"
         )
 
-    def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
-        """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's
-        order."""
-        results = self._results(arrays)
-        instance = self._take()
-        self._bind(instance, arrays, results)
-        best = [math.inf] * len(self._rows)
-        for _ in range(repeats):
-            for k, (_, tasks, _) in enumerate(self._rows):
-                table = instance.table[k : k + 1]
-                call = self._executor.prepare(table.ctypes.data, 1, 0 if tasks > 1 else -1)
-                start = time.perf_counter()
-                call()
-                best[k] = min(best[k], time.perf_counter() - start)
-        self._free.append(instance)
-        return best
+    def timed(self, arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
+        """The outputs of a run, and the seconds that each kernel took in it."""
+        if not self._rows:
+            return self.run(arrays), []
+        results, instance = self._results(arrays), self._take()
+        try:
+            self._bind(instance, arrays, results)
+            seconds = Stopwatch(self._executor, self._cache, instance.table)()
+            self._check(instance)
+        finally:
+            self._free.append(instance)
+        return self._shared(results, arrays), seconds
 
     @property
     def nbytes(self) -> int:
