@@ -35,7 +35,7 @@ from tilewright.loops.scalars import ScalarOp
 from tilewright.schedule.cost import UNBOUNDED_EXTENT, WEIGHTS, cost, footprint_bytes, operations
 from tilewright.schedule.heuristics import choose_schedule
 
-I, J, K = Var("i"), Var("j"), Var("k")
+ROW, COLUMN, DEPTH = Var("i"), Var("j"), Var("k")
 X = Buffer("x", DType.F32, (5, 7))
 W = Buffer("w", DType.F32, (7, 3))
 Y = Buffer("y", DType.F32, (5, 3))
@@ -120,7 +120,9 @@ def test_bytes_hold_what_is_touched_and_no_more_than_there_is(program: Program) 
 
 
 def test_a_product_is_two_operations_for_each_multiplication() -> None:
-    inner = Accumulate(Y, (I, J), ScalarOp.ADD, Load(X, (I, K)) * Load(W, (K, J)))
+    inner = Accumulate(
+        Y, (ROW, COLUMN), ScalarOp.ADD, Load(X, (ROW, DEPTH)) * Load(W, (DEPTH, COLUMN))
+    )
     found = cost(kernel(nest(inner, ("i", 5), ("j", 3), ("k", 7)), X, W, Y))
     assert found.flops == 2 * 5 * 3 * 7
     assert (found.read, found.written) == (4 * (35 + 21 + 15), 4 * 15)  # the sums are read, too
@@ -131,15 +133,15 @@ def test_of_a_table_only_as_much_counts_as_is_read() -> None:
     table = Buffer("table", DType.F32, (1000, 8))
     rows = Buffer("rows", DType.I64, (3,))
     out = Buffer("out", DType.F32, (3, 8))
-    row = apply(ScalarOp.CHECK, Load(rows, (I,)), index_const(1000))
-    body = nest(Store(out, (I, J), Load(table, (row, J))), ("i", 3), ("j", 8))
+    row = apply(ScalarOp.CHECK, Load(rows, (ROW,)), index_const(1000))
+    body = nest(Store(out, (ROW, COLUMN), Load(table, (row, COLUMN))), ("i", 3), ("j", 8))
     found = cost(kernel(body, table, rows, out))
     assert (found.flops, found.read, found.written) == (0, 4 * 24 + 8 * 3, 4 * 24)
 
 
 def test_local_buffers_move_nothing() -> None:
     local = Buffer("t", DType.F32, (3,), space=Space.LOCAL)
-    body = nest(Store(local, (J,), Load(local, (J,)) + Load(local, (J,))), ("j", 3))
+    body = nest(Store(local, (COLUMN,), Load(local, (COLUMN,)) + Load(local, (COLUMN,))), ("j", 3))
     assert cost(Kernel("k", (Y,), body)).bytes == 0
 
 
@@ -150,20 +152,20 @@ def test_repeated_elements_and_gaps_are_no_traffic() -> None:
 
 
 def test_functions_are_weighted_and_index_arithmetic_is_free() -> None:
-    x = Load(X, (I + J * 2, J))
+    x = Load(X, (ROW + COLUMN * 2, COLUMN))
     assert operations(apply(ScalarOp.EXP, x)) == WEIGHTS[ScalarOp.EXP] > 1
     assert operations(x) == 0
     assert operations(x + x) == 1
     shared = x * 2.0
     assert operations(shared + shared) == 2
-    padded = Select((I < 3) & (J < 2), x, Const(0.0, DType.F32))
+    padded = Select((ROW < 3) & (COLUMN < 2), x, Const(0.0, DType.F32))
     assert operations(padded * x) == 1
     assert operations(Select(x < 0.0, x * x + 1.0, x)) == 3  # the comparison and the dearer side
 
 
 def test_extents_are_taken_at_their_upper_ends() -> None:
-    body = Store(Y, (index_const(0), index_const(0)), Load(Y, (I, J)) * 2.0)
-    rest = apply(ScalarOp.MIN, index_const(4), index_const(10) - I * 4)
+    body = Store(Y, (index_const(0), index_const(0)), Load(Y, (ROW, COLUMN)) * 2.0)
+    rest = apply(ScalarOp.MIN, index_const(4), index_const(10) - ROW * 4)
     assert cost(kernel(nest(body, ("i", 3), ("j", rest)), Y)).flops == 12
     data = Load(Buffer("n", DType.I64, ()), ())
     assert cost(kernel(nest(body, ("i", data)), Y)).flops == UNBOUNDED_EXTENT
