@@ -20,6 +20,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import tilewright
+from tilewright import CompiledModel
 from tilewright.explore.compare import OURS
 from tilewright.explore.engines import Engine, serve
 from tilewright.explore.screen import Screen
@@ -39,6 +40,7 @@ CYCLED_FROM = 1 << 20  # bytes of a weight
 CYCLED_BYTES = 96 << 20  # of all weights that calls go around
 TURNS = 5
 NAMED_SECONDS, ODD_SECONDS = 0.12, 0.004  # of one turn
+PROFILE_SECONDS = 0.01
 TOLERANCE = 1e-5  # of the sum of magnitudes; what float32 keeps is a hundred times less
 SLOWEST = 15
 
@@ -48,7 +50,8 @@ class Product:
     """One product: seconds of a call, operations in a second, and the error of our result.
 
     `ratio` is NumPy's time over ours, the median of turns; `peak` the share of multiply-adds that
-    all threads reach. `error` is relative to the sum of the magnitudes of what is added.
+    all threads reach. `kernels` are the seconds of the kernels alone, the weight being in a cache
+    that holds it. `error` is relative to the sum of the magnitudes of what is added.
     """
 
     label: str
@@ -56,6 +59,7 @@ class Product:
     depth: int
     columns: int
     ours: float
+    kernels: float
     numpy: float
     ratio: float
     flops_rate: float
@@ -131,7 +135,8 @@ class _Server:
         calls = [self._call(x, w) for w in weights]
         results = [(call(), w) for call, w in zip(calls, weights, strict=True)]
         self._calls = itertools.cycle(calls)
-        return {"error": max(relative_error(y, x, w) for y, w in (results[0], results[-1]))}
+        error = max(relative_error(y, x, w) for y, w in (results[0], results[-1]))
+        return {"error": error, "kernels": self._kernel_seconds(x, weights[0])}
 
     def turn(self, seconds: float) -> dict[str, Any]:
         """Times of calls for so long; at least one, after one to warm up."""
@@ -152,13 +157,20 @@ class _Server:
     def _options(self) -> Options:
         return dataclasses.replace(Options.from_environment(), threads=self._threads)
 
+    def _kernel_seconds(self, x: np.ndarray, weight: np.ndarray) -> float:
+        """Of our kernels alone."""
+        if self._library == NUMPY:
+            return 0.0
+        found = self._model(weight, len(x)).profile({"x": x}, seconds=PROFILE_SECONDS)
+        return sum(s.seconds for s in found)
+
+    def _model(self, weight: np.ndarray, rows: int) -> CompiledModel:
+        return tilewright.compile(product_model(weight, rows), options=self._options)
+
     def _call(self, x: np.ndarray, weight: np.ndarray) -> Callable[[], np.ndarray]:
         if self._library == NUMPY:
             return lambda: x @ weight
-        model, feeds = (
-            tilewright.compile(product_model(weight, len(x)), options=self._options),
-            {"x": x},
-        )
+        model, feeds = self._model(weight, len(x)), {"x": x}
 
         def call() -> np.ndarray:
             result: np.ndarray = model.run(feeds)["y"]
@@ -204,13 +216,23 @@ def _measure(
     engines: tuple[Engine, Engine],
     peak: float,
 ) -> Product:
-    error, _ = (float(e.ask("prepare", shape=shape)["error"]) for e in engines)
+    made, _ = (e.ask("prepare", shape=shape) for e in engines)
     turns = [[e.ask("turn", seconds=seconds)["median"] for e in engines] for _ in range(TURNS)]
     ours, other = (statistics.median(t[k] for t in turns) for k in (0, 1))
     ratio = statistics.median(t[1] / t[0] for t in turns)
     flops = 2.0 * shape[0] * shape[1] * shape[2]
-    rate = flops / ours
-    return Product(label, *shape, ours, other, ratio, rate, flops / other, rate / peak, error)
+    return Product(
+        label,
+        *shape,
+        ours=ours,
+        kernels=made["kernels"],
+        numpy=other,
+        ratio=ratio,
+        flops_rate=flops / ours,
+        numpy_flops_rate=flops / other,
+        peak=flops / ours / peak,
+        error=made["error"],
+    )
 
 
 def show(found: Products, screen: Screen, everything: bool) -> None:
@@ -219,7 +241,17 @@ def show(found: Products, screen: Screen, everything: bool) -> None:
         f"Products of matrices (rows x depth x columns) with {found.threads} threads; "
         f"the peak is {found.peak_flops / 1e9:,.0f} GFLOP/s"
     )
-    columns = ["product", "of", "us", "GFLOP/s", "NumPy's", "ratio", "of peak", "error"]
+    columns = [
+        "product",
+        "of",
+        "us",
+        "kernels us",
+        "GFLOP/s",
+        "NumPy's",
+        "ratio",
+        "of peak",
+        "error",
+    ]
     named = [p for p in found.products if p.label in NAMED_SHAPES]
     screen.table(columns, [_row(p) for p in named])
     odd = [p for p in found.products if p.label not in NAMED_SHAPES]
@@ -227,16 +259,21 @@ def show(found: Products, screen: Screen, everything: bool) -> None:
         shown = odd if everything else sorted(odd, key=lambda p: p.ratio)[:SLOWEST]
         screen.heading(f"{len(shown)} of {len(odd)} products of odd sizes")
         screen.table(columns, [_row(p) for p in shown])
-        below = sum(p.ratio < 1 for p in odd)
-        mean = statistics.geometric_mean(p.ratio for p in odd)
-        screen.line(f"ratio: geometric mean {mean:.2f}, below 1 for {below} of {len(odd)}")
+        screen.line(f"ratio: {_spread([p.ratio for p in odd])}")
+        screen.line(f"of the kernels alone: {_spread([p.numpy / p.kernels for p in odd])}")
     wrong = [p.shape for p in found.products if not p.error <= TOLERANCE]
     screen.line(f"WRONG: {', '.join(wrong)}" if wrong else "every product is right")
 
 
+def _spread(ratios: Sequence[float]) -> str:
+    mean, below = statistics.geometric_mean(ratios), sum(r < 1 for r in ratios)
+    return f"geometric mean {mean:.2f}, below 1 for {below} of {len(ratios)}"
+
+
 def _row(p: Product) -> list[str]:
+    times = [f"{t * 1e6:,.1f}" for t in (p.ours, p.kernels)]
     rates = [f"{rate / 1e9:,.1f}" for rate in (p.flops_rate, p.numpy_flops_rate)]
-    return [p.shape, p.label, f"{p.ours * 1e6:,.1f}", *rates, f"{p.ratio:.2f}"] + [
+    return [p.shape, p.label, *times, *rates, f"{p.ratio:.2f}"] + [
         f"{p.peak:.0%}",
         f"{p.error:.0e}",
     ]

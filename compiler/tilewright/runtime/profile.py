@@ -21,7 +21,6 @@ from tilewright.schedule.cost import Cost, cost
 
 RUNS = 5
 ENOUGH_RUNS = 50
-ENOUGH_SECONDS = 0.25
 LONGEST_OPERATORS = 48
 
 COLUMNS = (
@@ -247,13 +246,14 @@ def profile(
     run: Callable[[], object],
     segments: Callable[[], Sequence[Segment]],
     limits: Callable[[], Ceilings],
+    seconds: float,
 ) -> Profile:
     """The profile of `run`, a call of a model whose compiled stages are `segments()`."""
     run()  # makes what is not made yet
     ceilings = limits()
     calls: list[float] = []
     records: list[_Record] = []
-    end = time.perf_counter() + ENOUGH_SECONDS
+    end = time.perf_counter() + seconds
     while len(records) < RUNS or (len(records) < ENOUGH_RUNS and time.perf_counter() < end):
         start = time.perf_counter()
         run()
