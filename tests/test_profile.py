@@ -71,7 +71,8 @@ def test_kernels_stand_in_order_with_time_and_cost(threads: int) -> None:
         assert s.calls == 1 and s.seconds > 0 and s.bytes > 0 and s.bound in LIMIT_NAMES
         assert s.flops_rate == pytest.approx(s.flops / s.seconds)
         assert s.peak == pytest.approx(s.flops_rate / found.ceilings.flops)
-        assert s.bandwidth == pytest.approx(s.bytes_rate / found.ceilings.bandwidth)
+        assert s.bandwidth == pytest.approx(s.bytes_rate / found.ceilings.bandwidth_for(s.bytes))
+        assert s.limit == found.ceilings.seconds(s.flops, s.bytes)
     products = 2 * 200 * (64 * 48 + 48 * 32)
     assert products <= sum(s.flops for s in found) <= 1.5 * products
 
@@ -253,3 +254,22 @@ def test_a_profile_runs_several_times() -> None:
     compiled = tw.compile(model(LAYERS), threads=1)
     assert compiled.profile(layers(1), seconds=0).runs == profile_module.RUNS
     assert compiled.profile(layers(1), seconds=60).runs == profile_module.ENOUGH_RUNS
+
+
+def test_what_a_cache_holds_comes_at_the_speed_of_the_cache() -> None:
+    limits = dataclasses.replace(LIMITS, levels=((1000, 4e11), (100_000, 1e11)))
+    assert [limits.bandwidth_for(n) for n in (10, 1000, 1001, 1e9)] == [4e11, 4e11, 1e11, 2e10]
+    assert limits.seconds(1e3, 1000) == 1e3 / 2e11  # operations take longer
+    assert limits.seconds(1e3, 2e9) == 0.1
+
+
+def test_explanations_state_the_cost_and_the_least_time(tmp_path: Path) -> None:
+    options = tw.Options(threads=1, cache_dir=tmp_path)
+    compiled = tw.compile(model(LAYERS), options=options)
+    compiled.run(layers(200))
+    ceilings_for(options)
+    (stage,) = compiled.explain().stages
+    for line, kernel in zip(stage.kernels, compiled.kernels, strict=True):
+        least = ceilings_for(options).seconds(kernel.cost.flops, kernel.cost.bytes)
+        assert line.startswith(f"{kernel.name}: {kernel.cost.flops / 1e6:,.2f} MFLOP")
+        assert line.endswith(f"at least {least * 1e6:,.1f} us")

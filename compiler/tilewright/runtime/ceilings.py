@@ -20,7 +20,7 @@ from tilewright.runtime.pool import Executor
 from tilewright.runtime.store import StoredObject
 from tilewright_kernels.cpu import machine
 
-VERSION = "1"  # of the way to measure
+VERSION = "2"  # of the way to measure
 KIND = "ceilings"
 
 VECTORS = 2  # of a tile that keeps the multipliers busy
@@ -28,8 +28,10 @@ STREAMS = 8  # vectors that are read at once
 PEAK_STEPS = 4096  # of the inner loop, in one task
 TASKS_PER_THREAD = 8
 REPEATS = 12
-STREAM_REPEATS = 4
+STREAM_REPEATS = 12
 BUFFER_BYTES = 128 << 20  # several times a large cache
+CACHED_BYTES = (16 << 10, 256 << 10, 4 << 20)  # of a thread, in each level of usual caches
+CACHED_TOTAL = 8 << 20  # bytes read from a cache in one measurement, by a thread
 EMPTY_STEPS = 256
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -77,6 +79,7 @@ class Ceilings:
     """Float32 operations and bytes in a second, of one core and of all threads; seconds of a step.
 
     `step` is what a kernel of one task costs without its work, `region` one with tasks for all.
+    `levels` are (bytes, bytes in a second of all threads) of buffers that caches hold.
     """
 
     cpu: str
@@ -87,6 +90,16 @@ class Ceilings:
     bandwidth: float
     step: float
     region: float
+    levels: tuple[tuple[int, float], ...] = ()
+
+    def bandwidth_for(self, nbytes: float) -> float:
+        """Bytes in a second, if so many lie in the fastest level that holds them."""
+        fitting = (rate for size, rate in self.levels if nbytes <= size)
+        return next(fitting, self.bandwidth)
+
+    def seconds(self, flops: float, nbytes: float) -> float:
+        """What a kernel takes at least."""
+        return max(flops / self.flops, nbytes / self.bandwidth_for(nbytes))
 
     def __str__(self) -> str:
         return (
@@ -113,6 +126,13 @@ def ceilings(executor: Executor, cache: KernelCache) -> Ceilings:
     return _measured[key]
 
 
+def known_ceilings(options: Options) -> Ceilings | None:
+    """Those for plans with these options, unless they have yet to be measured."""
+    cache = KernelCache(options)
+    key = _key(Executor(options.threads, cache).threads)
+    return _measured.get(key) or _kept(cache, key)
+
+
 def ceilings_for(options: Options) -> Ceilings:
     """Those for plans that are made with these options."""
     cache = KernelCache(options)
@@ -128,7 +148,8 @@ def measure(executor: Executor, cache: KernelCache) -> Ceilings:
     bandwidths = [_stream(e, cache, source) for e in both]
     step, region = _steps(executor, cache, 1), _steps(executor, cache, executor.threads)
     rates = (flops[0], flops[-1], bandwidths[0], bandwidths[-1])
-    return Ceilings(cpu_name(), executor.threads, *rates, step, region)
+    levels = tuple(_level(executor, cache, source, n) for n in CACHED_BYTES)
+    return Ceilings(cpu_name(), executor.threads, *rates, step, region, levels)
 
 
 def cpu_name() -> str:
@@ -151,7 +172,9 @@ def _kept(cache: KernelCache, key: str) -> Ceilings | None:
     item = cache.store.get(key)
     if item is None or item.symbol != KIND:
         return None
-    return Ceilings(**json.loads(item.data))
+    fields = json.loads(item.data)
+    levels = tuple((size, rate) for size, rate in fields.pop("levels"))
+    return Ceilings(**fields, levels=levels)
 
 
 def _peak(executor: Executor, cache: KernelCache) -> float:
@@ -175,6 +198,21 @@ def _stream(executor: Executor, cache: KernelCache, source: np.ndarray) -> float
     values = [memory.ctypes.data, source.ctypes.data, steps]
     run = _region(executor, cache, text, tasks, values)
     return tasks * steps * width * source.itemsize / _least(run, STREAM_REPEATS)
+
+
+def _level(
+    executor: Executor, cache: KernelCache, source: np.ndarray, size: int
+) -> tuple[int, float]:
+    """Bytes that lie in a cache, and those in a second that all threads read of their own."""
+    width = STREAMS * machine.lanes(32)
+    text = STREAM.format(vectors=STREAMS, width=width)
+    tasks, rounds = executor.threads, CACHED_TOTAL // size
+    memory = np.zeros(tasks * width, np.float32)
+    steps = size // (width * source.itemsize)
+    values = [memory.ctypes.data, source.ctypes.data, steps]
+    run = _region(executor, cache, text, tasks, values, rounds)
+    moved = tasks * rounds * steps * width * source.itemsize
+    return tasks * size, moved / _least(run, STREAM_REPEATS)
 
 
 def _steps(executor: Executor, cache: KernelCache, tasks: int) -> float:

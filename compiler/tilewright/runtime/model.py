@@ -13,7 +13,7 @@ from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
-from tilewright.runtime.ceilings import ceilings_for
+from tilewright.runtime.ceilings import ceilings_for, known_ceilings
 from tilewright.runtime.inputs import is_ready, read_inputs, show_shape
 from tilewright.runtime.profile import Profile, profile
 from tilewright.runtime.report import Report, kernels_of, report_stages
@@ -113,7 +113,7 @@ class CompiledModel:
             self._graph.name,
             tuple(log.applied),
             tuple(log.unfolded.items()),
-            report_stages(self._all_sessions()),
+            report_stages(self._all_sessions(), known_ceilings(self._workshop.options)),
         )
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +47,7 @@ from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor
 from tilewright.runtime.pool import Plan as Table
 from tilewright.runtime.stopwatch import Stopwatch
+from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
@@ -68,6 +70,11 @@ class PlannedKernel:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     kernel: Kernel = field(repr=False, compare=False)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Operations and bytes of one run."""
+        return cost(self.kernel)
 
 
 @dataclass

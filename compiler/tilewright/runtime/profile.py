@@ -17,7 +17,7 @@ from tilewright.graph.ir import Array
 from tilewright.graph.stages import HostStep
 from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.segments import Runner, Segment, Step, Timed
-from tilewright.schedule.cost import Cost, cost
+from tilewright.schedule.cost import Cost
 
 RUNS = 5
 ENOUGH_RUNS = 50
@@ -25,7 +25,7 @@ LONGEST_OPERATORS = 48
 
 COLUMNS = (
     ("kernel", "computes", "calls", "time us", "share", "tasks", "MFLOP", "MB")
-    + ("GFLOP/s", "GB/s", "of FMA peak", "of bandwidth", "bound by")
+    + ("GFLOP/s", "GB/s", "limit us", "of FMA peak", "of bandwidth", "bound by")
 )  # fmt: skip
 
 
@@ -34,8 +34,9 @@ class StepProfile:
     """A kernel, or a host step, in one call of the model.
 
     `seconds`, `flops` and `bytes` are those of all `calls` together (the body of a loop has
-    several). `peak` and `bandwidth` are shares of what all threads reach: bytes that come from a
-    cache, and products of bytes, may exceed 1. `bound` is what would take longest by itself.
+    several). `peak` and `bandwidth` are shares of what all threads reach, the latter from the
+    fastest level of memory that holds these bytes: products of bytes may exceed 1. `limit` is the
+    least time of the work, `bound` what would take longest by itself.
     """
 
     name: str
@@ -50,6 +51,7 @@ class StepProfile:
     bytes_rate: float = 0.0
     peak: float = 0.0
     bandwidth: float = 0.0
+    limit: float = 0.0
     bound: str = "host"
 
 
@@ -140,6 +142,7 @@ def _cells(s: StepProfile, total: float) -> list[str]:
         return [*first, *[""] * (len(COLUMNS) - len(first) - 1), s.bound]
     numbers = [f"{s.flops / 1e6:,.2f}", f"{s.bytes / 1e6:,.2f}"]
     rates = [f"{s.flops_rate / 1e9:,.1f}", f"{s.bytes_rate / 1e9:,.1f}"]
+    rates.append(f"{s.limit * 1e6:,.1f}")
     return [*first, str(s.tasks), *numbers, *rates, f"{s.peak:.0%}", f"{s.bandwidth:.0%}", s.bound]
 
 
@@ -289,17 +292,18 @@ def _step(
     measured = StepProfile(
         prefix + planned.name, planned.graph, "kernel", calls, seconds, planned.tasks
     )
-    return judge(measured, cost(planned.kernel), ceilings)
+    return judge(measured, planned.cost, ceilings)
 
 
 def judge(s: StepProfile, each: Cost, ceilings: Ceilings) -> StepProfile:
     """The measured step with what its calls cost, beside what the machine can do."""
     flops, moved = each.flops * s.calls, each.bytes * s.calls
     per_second = 1 / s.seconds if s.seconds > 0 else 0.0
+    reach = ceilings.bandwidth_for(each.bytes)
     overhead = (ceilings.region if s.tasks > 1 else ceilings.step) * s.calls
     limits = {
         "compute": flops / ceilings.flops,
-        "memory": moved / ceilings.bandwidth,
+        "memory": moved / reach,
         "overhead": overhead,
     }
     return replace(
@@ -309,6 +313,7 @@ def judge(s: StepProfile, each: Cost, ceilings: Ceilings) -> StepProfile:
         flops_rate=flops * per_second,
         bytes_rate=moved * per_second,
         peak=flops * per_second / ceilings.flops,
-        bandwidth=moved * per_second / ceilings.bandwidth,
+        bandwidth=moved * per_second / reach,
+        limit=ceilings.seconds(each.flops, each.bytes) * s.calls,
         bound=max(limits, key=lambda name: limits[name]),
     )
