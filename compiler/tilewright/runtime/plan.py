@@ -18,6 +18,7 @@ import numpy as np
 
 from tilewright.codegen.emit import Emitted, emit
 from tilewright.errors import ExecutionError, UnsupportedError
+from tilewright.fusion.decide import Pick, Point
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
@@ -38,6 +39,7 @@ from tilewright.loops.ir import (
     children,
 )
 from tilewright.loops.show import show
+from tilewright.loops.structure import structure
 from tilewright.loops.verify import verify
 from tilewright.ops.tensor import Constant, Placeholder, Tensor, footprint
 from tilewright.options import Options
@@ -47,6 +49,7 @@ from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor
 from tilewright.runtime.pool import Plan as Table
 from tilewright.runtime.stopwatch import Stopwatch
+from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
@@ -105,16 +108,16 @@ class Plan:
         options: Options,
         cache: KernelCache,
         weights: PackedWeights,
+        choices: Choices,
     ) -> None:
-        self._cache = cache
+        self._cache, self.choices = cache, choices
         self._executor = Executor(options.threads, cache)
         legal = legalize(outputs)
-        legal = restructure(legal, Means(tile_limits().lanes, weights))
+        legal = restructure(legal, Means(tile_limits().lanes, weights, choices.pick))
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
-        program = pack_operands(program, tile_limits().lanes, weights)
-        self.decisions = program.decisions
+        program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
-        scheduled, emitted = _generate(lowered)
+        scheduled, emitted = _generate(lowered, choices.pick)
         addresses = cache.load([e.text for e in emitted])
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
@@ -122,6 +125,7 @@ class Plan:
             self._describe(k, n, s, e)
             for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
         ]
+        self.decisions = (*program.decisions, *choices.notes)
         publish(self.kernels, options)
         self._free: list[_Instance] = []
 
@@ -211,6 +215,8 @@ class Plan:
         wanted = min(int(work(kernel) / TASK_NANOSECONDS), most, e.iterations)
         if wanted > threads:
             wanted -= wanted % threads  # else the last task leaves the other threads idle
+        if threads > 1:
+            wanted = self.choices.pick(_tasks_point(kernel, threads, wanted, e.iterations))
         chunk = -(-e.iterations // max(1, wanted))
         return -(-e.iterations // chunk), chunk
 
@@ -325,14 +331,22 @@ class Plan:
         return (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
 
 
-def _generate(lowered: Sequence[Lowered]) -> tuple[list[Kernel], list[Emitted]]:
+def _tasks_point(kernel: Kernel, threads: int, wanted: int, iterations: int) -> Point:
+    """How many tasks there are."""
+    more = {n * threads for n in (1, 2, 4, 8) if n * threads <= iterations}
+    options = (*sorted(more | {1, wanted}),)
+    operations = work(kernel) / NANOSECONDS_PER_PRODUCT
+    return Point("tasks", lambda: structure(kernel), options, wanted, operations)
+
+
+def _generate(lowered: Sequence[Lowered], pick: Pick) -> tuple[list[Kernel], list[Emitted]]:
     """Scheduled kernels and their sources; kernels of one structure are generated once."""
     limits = tile_limits()
     made: dict[Hashable, tuple[Kernel, Emitted]] = {}
     keys = [schedule_key(n) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
-            kernel = verify(choose_schedule(n, limits))
+            kernel = verify(choose_schedule(n, limits, pick))
             made[key] = kernel, emit(kernel)
     return [made[key][0] for key in keys], [made[key][1] for key in keys]
 
@@ -343,10 +357,12 @@ def build_plan(
     options: Options,
     cache: KernelCache,
     weights: PackedWeights | None = None,
+    choices: Choices | None = None,
 ) -> Plan:
     """The plan that computes `outputs` from `inputs`; packed weights are shared through
-    `weights`."""
-    return Plan(inputs, outputs, options, cache, weights or PackedWeights())
+    `weights`, and `choices` decide between ways."""
+    weights, choices = weights or PackedWeights(), choices or Choices()
+    return Plan(inputs, outputs, options, cache, weights, choices)
 
 
 def work(kernel: Kernel) -> float:
