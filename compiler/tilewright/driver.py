@@ -25,11 +25,10 @@ from tilewright.graph.rules import simplify
 from tilewright.graph.support import SupportReport, support_report
 from tilewright.ops.registry import is_defined
 from tilewright.ops.tensor import Placeholder, Tensor
-from tilewright.options import Options
+from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.plan import Plan, build_plan
-from tilewright.runtime.pool import Executor
 from tilewright.runtime.segments import Evaluation, Runner
 from tilewright.runtime.session import Planner, Workshop
 from tilewright.runtime.tune import Allowance, KeptChoices, TunedRunner
@@ -78,7 +77,7 @@ def planner(options: Options, tune: float = 0.0) -> Planner:
     if options.interpret:
         return Evaluation
     cache, weights = KernelCache(options), PackedWeights()
-    kept = KeptChoices(cache, Executor(options.threads, cache).threads)
+    kept = KeptChoices(cache, options.threads or available_cores())
     allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:

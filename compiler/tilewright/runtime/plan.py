@@ -216,7 +216,8 @@ class Plan:
         if wanted > threads:
             wanted -= wanted % threads  # else the last task leaves the other threads idle
         if threads > 1:
-            wanted = self.choices.pick(_tasks_point(kernel, threads, wanted, e.iterations))
+            point = _tasks_point(kernel, threads, max(1, wanted), e.iterations)
+            wanted = self.choices.pick(point)
         chunk = -(-e.iterations // max(1, wanted))
         return -(-e.iterations // chunk), chunk
 

@@ -223,10 +223,13 @@ def _share_rows(builder: _Builder, rows: str, nbytes: int, lowered: Lowered, pic
 
 def _height_point(lowered: Lowered, extent: int, most: int) -> Point:
     """How many rows a tile has."""
-    fewest, most = min(extent, max(1, most // 2)), min(extent, most)
-    options = (*range(most, fewest - 1, -1),)
-    default = _height(extent, most, fewest)
+    options, default = (*reversed(_heights(extent, most)),), _height(extent, most)
     return Point("height", lambda: schedule_key(lowered), options, default, _work(lowered))
+
+
+def _heights(extent: int, most: int) -> range:
+    """Those that suit the registers."""
+    return range(min(extent, max(1, most // 2)), min(extent, most) + 1)
 
 
 def _work(lowered: Lowered) -> float:
@@ -245,13 +248,9 @@ def _merge_rows(builder: _Builder, rows: str) -> str:
         rows = axes[k - 1]
 
 
-def _height(extent: int, most: int, fewest: int = 0) -> int:
+def _height(extent: int, most: int) -> int:
     """The height of blocks that compute the least: the last one overlaps the one before it."""
-    fewest = fewest or min(extent, max(1, most // 2))
-    return min(
-        range(fewest, min(extent, most) + 1),
-        key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h),
-    )
+    return min(_heights(extent, most), key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h))
 
 
 def _bake_windows(builder: _Builder) -> None:
