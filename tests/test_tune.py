@@ -150,6 +150,9 @@ def test_without_a_faster_way_nothing_changes(
     model = tw.compile(product(), options=options, tune=60)
     check(model)
     assert len({id(p) for p in measured}) > 3, "other ways were tried"
+    rounds = len(measured)
+    check(model)
+    assert len(measured) == rounds, "later calls just run"
     assert not notes(model)
     assert not KeptChoices(KernelCache(options), 1).known
 
@@ -210,6 +213,29 @@ def test_what_is_no_option_is_not_taken(options: tw.Options, value: int) -> None
     plan = build_plan([x, w], [y], options, cache, choices=foreign)
     got = plan.run([feeds()["x"], feeds()["w"]])[0]
     np.testing.assert_allclose(got, feeds()["x"] @ feeds()["w"], rtol=1e-4, atol=1e-4)
+
+
+def test_only_kernels_that_differ_are_compared(
+    options: tw.Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, cache = placeholder((40, 50), DType.F32), KernelCache(options)
+    total = compute((40,), lambda i, k: x[i, k], reduce=ScalarOp.ADD, over=[50])
+    most = compute((40,), lambda i, k: x[i, k], reduce=ScalarOp.MAX, over=[50])
+    two, one = (build_plan([x], ts, options, cache) for ts in ([most, total], [total]))
+    left = tune._differing(two, one)
+    assert [two.kernels[k].writes for k in left] == [two.kernels[0].writes]
+    assert tune._differing(one, two) == [] == tune._differing(two, two)
+
+    least = compute((40,), lambda i, k: x[i, k], reduce=ScalarOp.MIN, over=[50])
+    other = build_plan([x], [total, least], options, cache)
+
+    def seconds(plan: Plan, arrays: Sequence[np.ndarray]) -> list[float]:
+        return [8.0, 100.0] if plan is two else [100.0, 4.0]
+
+    monkeypatch.setattr(tune, "measure", seconds)
+    search = tune.Search(lambda choices: two, KeptChoices(cache, 1), [], 60)
+    assert search._gain(two, other) == 2.0, "sums are in both"
+    assert search._gain(two, one) == 1.0, "nothing is new"
 
 
 def test_keys_tell_kinds_and_structures_apart() -> None:
