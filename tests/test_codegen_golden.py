@@ -18,6 +18,7 @@ import tilewright
 from tilewright.codegen.emit import emit
 from tilewright.options import Options
 from tilewright.runtime.plan import PlannedKernel
+from tilewright.runtime.store import Store
 from tilewright_kernels.cpu.machine import machine
 
 Check = Callable[[str], None]
@@ -32,6 +33,7 @@ class Nowhere:
     """In place of the kernel cache and of the executor: compiles nothing, runs nothing."""
 
     threads = 2
+    store = Store(None, 0)
 
     def __init__(self, *unused: object) -> None:
         pass

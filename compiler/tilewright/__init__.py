@@ -19,6 +19,7 @@ from tilewright.errors import (
 from tilewright.graph.support import SupportReport
 from tilewright.options import Options
 from tilewright.runtime.model import CompiledModel
+from tilewright.runtime.profile import Profile, StepProfile
 from tilewright.runtime.report import Report
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
     "ModelError",
     "OperatorError",
     "Options",
+    "Profile",
     "Report",
+    "StepProfile",
     "SupportReport",
     "TilewrightError",
     "UnsupportedError",

@@ -25,12 +25,14 @@ from tilewright.graph.rules import simplify
 from tilewright.graph.support import SupportReport, support_report
 from tilewright.ops.registry import is_defined
 from tilewright.ops.tensor import Placeholder, Tensor
-from tilewright.options import Options
+from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.model import CompiledModel
-from tilewright.runtime.plan import build_plan
+from tilewright.runtime.plan import Plan, build_plan
 from tilewright.runtime.segments import Evaluation, Runner
 from tilewright.runtime.session import Planner, Workshop
+from tilewright.runtime.tune import Allowance, KeptChoices, TunedRunner
+from tilewright.schedule.choices import Choices
 
 Model = str | os.PathLike[str] | bytes | ModelProto
 
@@ -48,10 +50,13 @@ def compile(
     target: str = "cpu",
     threads: int | None = None,
     options: Options | None = None,
+    tune: float = 0.0,
 ) -> CompiledModel:
     """A callable with the model's meaning. Kernels are made when inputs of a new shape arrive.
 
     `model` is a path, the bytes of a file, or a ModelProto; `threads` overrides `options.threads`.
+    First calls spend up to `tune` seconds in all on measuring other ways to make the kernels; what
+    wins is kept on disk and serves later compilations on this machine, whatever their `tune`.
     Raises ModelError for a model that is wrong and UnsupportedError for one that is beyond this
     compiler: its message names the operators or the target.
     """
@@ -64,17 +69,24 @@ def compile(
     graph = import_model(model, keep=is_defined)  # ModelProto -> Graph of known operators
     support_report(graph).raise_for_unknown()  # nothing here could run them
     graph = simplify(graph, log)  # Graph -> Graph: laws that hold for every shape
-    return CompiledModel(graph, Workshop(settings, planner(settings)), log)
+    return CompiledModel(graph, Workshop(settings, planner(settings, tune)), log)
 
 
-def planner(options: Options) -> Planner:
+def planner(options: Options, tune: float = 0.0) -> Planner:
     """What makes the plan of a stage: of kernels, or of the expressions as they are."""
     if options.interpret:
         return Evaluation
     cache, weights = KernelCache(options), PackedWeights()
+    kept = KeptChoices(cache, options.threads or available_cores())
+    allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
-        return build_plan(inputs, outputs, options, cache, weights)
+        def make(choices: Choices) -> Plan:
+            return build_plan(inputs, outputs, options, cache, weights, choices)
+
+        if inputs and allowance.left > 0:
+            return TunedRunner(make, kept, allowance)
+        return make(Choices(kept.known))
 
     return build
 

@@ -1,1 +1,1 @@
-"""Looking at compiled models: the demo."""
+"""Looking at compiled models: the command `tilewright bench`, and the demo."""

@@ -5,12 +5,14 @@ A constant is packed once and shared by all plans; anything else is packed by a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction, Operand, address, ranges_of
+from tilewright.fusion.decide import Pick, Point, by_cost_model
 from tilewright.fusion.inline import Program
 from tilewright.fusion.weights import PackedWeights
 from tilewright.loops.affine import simplify_loads
@@ -40,7 +42,12 @@ from tilewright.ops.tensor import (
 )
 
 
-def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWeights) -> Program:
+def pack_operands(
+    program: Program,
+    lanes: Mapping[int, int],
+    weights: PackedWeights,
+    pick: Pick = by_cost_model,
+) -> Program:
     """The program with every contraction reading panels. `lanes`: vector length by bits of an
     element."""
     order: list[Tensor] = []
@@ -49,7 +56,7 @@ def pack_operands(program: Program, lanes: Mapping[int, int], weights: PackedWei
         contraction = program.contractions.get(t.name)
         if isinstance(t, Compute) and contraction is not None:
             t, contraction = _merge_depth(t, contraction)
-            packed = _from_constants(_panels(t, contraction, lanes[t.dtype.bits]))
+            packed = _from_constants(_panels(t, contraction, lanes[t.dtype.bits], pick))
             stored: Tensor = (
                 constant(weights.get(packed), packed.dtype) if _is_constant(packed) else packed
             )
@@ -189,13 +196,29 @@ def _panel_width(columns: int, lanes: int) -> int:
     return wide if columns > 3 * wide or columns % wide == 0 or columns % wide > lanes else lanes
 
 
-def _panels(t: Compute, c: Contraction, lanes: int) -> Compute:
+def _width_point(t: Compute, c: Contraction, columns: int, lanes: int) -> Point:
+    """How wide the panels are: one vector or two."""
+    assert t.reduction is not None
+    summed = t.reduction.axes
+    place = t.axes.index(c.rows) if c.rows else -1
+
+    def facts() -> Hashable:
+        extents = t.shape, tuple(n for _, n in summed), len(c.a.guards)
+        return t.dtype, place, t.axes.index(c.columns), *extents
+
+    work = t.size * prod(n for _, n in summed)
+    default = _panel_width(columns, lanes)
+    return Point("panel", facts, (lanes, 2 * lanes), default, work)
+
+
+def _panels(t: Compute, c: Contraction, lanes: int, pick: Pick) -> Compute:
     """The packed operand as a map."""
     assert t.reduction is not None
     sizes = dict(zip(t.axes, t.shape, strict=True))
     extents = dict(t.reduction.axes)
     batch = _batch(t, c)
-    width, columns = _panel_width(sizes[c.columns], lanes), sizes[c.columns]
+    columns = sizes[c.columns]
+    width = pick(_width_point(t, c, columns, lanes))
     shape = (
         *(sizes[a] for a in batch),
         -(-columns // width),

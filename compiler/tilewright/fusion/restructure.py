@@ -6,12 +6,13 @@ is computed over its window directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tilewright.dtypes import DType
 from tilewright.fusion.attention import find_attention
 from tilewright.fusion.convolution import Convolution, find_convolution
+from tilewright.fusion.decide import Pick, Point, by_cost_model
 from tilewright.fusion.inline import channels_last_strides, topological
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.weights import PackedWeights
@@ -39,15 +40,18 @@ from tilewright.ops.tensor import (
 
 FLOAT_BITS = 32
 MIN_REUSE = 32  # products per element of the image for which a copy of it pays
+DIRECT = 0  # stands for the window itself, beside the sizes of Winograd's tiles
 FEW_OUTPUTS = 4  # fewer channels of results than this do not make the columns of a tile
 
 
 @dataclass(frozen=True)
 class Means:
-    """What strategies go by: vector length by bits of an element, and where constants are kept."""
+    """What strategies go by: vector length by bits of an element, where constants are kept,
+    and what decides between ways."""
 
     lanes: Mapping[int, int]
     weights: PackedWeights
+    pick: Pick = by_cost_model
 
     def lanes_of(self, c: Convolution) -> int:
         return self.lanes[c.result.dtype.bits]
@@ -261,11 +265,18 @@ def filter_minimally(c: Convolution, means: Means) -> Tensor | None:
         return None
     width = panel_width(c, lanes)
     costs = {m: winograd_cost(c, m, width) for m in POINTS if fits(c, m)}
-    best = min(costs, key=lambda m: costs[m], default=0)
-    if not best or costs[best] >= direct_cost(c, width):
+    costs[DIRECT] = direct_cost(c, width)
+    cheapest = min(costs, key=lambda m: (costs[m], m))
+    best = means.pick(Point("winograd", lambda: _facts(c), (*costs,), cheapest, costs[DIRECT]))
+    if best == DIRECT:
         return None
     tall, wide = (-(-d.out // best) * best + TAPS - 1 for d in c.dims)
     return winograd(c, _lines(c, (tall, wide)), best, lanes, means.weights)
+
+
+def _facts(c: Convolution) -> Hashable:
+    """What the cost of a convolution depends on."""
+    return c.batch, c.inputs, c.outputs, c.groups, c.dims
 
 
 def _is_plain_3x3(c: Convolution) -> bool:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.errors import InputError, UnsupportedError
+from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
+from tilewright.runtime.ceilings import ceilings_for, known_ceilings
 from tilewright.runtime.inputs import read_inputs, show_shape
+from tilewright.runtime.profile import Profile, profile
 from tilewright.runtime.report import Report, kernels_of, report_stages
-from tilewright.runtime.segments import Profiled
 from tilewright.runtime.session import Session, Workshop
 
 Shapes = Mapping[str, Sequence[int] | Array]
@@ -46,14 +47,6 @@ class ModelCacheInfo:
     stages: int
     dropped: int
     nbytes: int
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """A kernel and how many seconds it took."""
-
-    kernel: Any
-    seconds: float
 
 
 class CompiledModel:
@@ -128,7 +121,7 @@ class CompiledModel:
             self._graph.name,
             tuple(log.applied),
             tuple(log.unfolded.items()),
-            report_stages(self._all_sessions()),
+            report_stages(self._all_sessions(), known_ceilings(self._workshop.options)),
         )
 
     @property
@@ -146,14 +139,20 @@ class CompiledModel:
             self._workshop.budget.nbytes(),
         )
 
-    def profile(self, feeds: Mapping[str, Any]) -> list[KernelTime]:
-        """The time of every kernel, in order of execution, for a model compiled in one piece."""
+    def profile(self, feeds: Mapping[str, Any], seconds: float = 0.25) -> Profile:
+        """Where the time of such a call goes, kernel by kernel, and what the machine could do.
+
+        Medians of at least five runs, of up to fifty while `seconds` last. The first profile on a
+        machine measures the machine, which takes a second.
+        """
         session, values = self._read(feeds)
-        segment = session.enter(values)
-        if not segment.direct or not isinstance(segment.runner, Profiled):
-            raise UnsupportedError("only a model compiled in one piece can be profiled by kernel")
-        seconds = segment.runner.profile(values)
-        return [KernelTime(*pair) for pair in zip(segment.runner.kernels, seconds, strict=True)]
+        return profile(
+            self._graph.name,
+            lambda: session.run(values),
+            lambda: [g for s in self._all_sessions() for g in s.segments()],
+            lambda: ceilings_for(self._workshop.options),
+            seconds,
+        )
 
     def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
         if len(feeds) == len(self._required):

@@ -10,14 +10,15 @@ instance (arena and argument tables) of its own and gives it back.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from tilewright.codegen.emit import Emitted, emit
 from tilewright.errors import ExecutionError, UnsupportedError
+from tilewright.fusion.decide import Pick, Point
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
@@ -38,6 +39,7 @@ from tilewright.loops.ir import (
     children,
 )
 from tilewright.loops.show import show
+from tilewright.loops.structure import structure
 from tilewright.loops.verify import verify
 from tilewright.ops.tensor import Constant, Placeholder, Tensor, footprint
 from tilewright.options import Options
@@ -47,6 +49,9 @@ from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
 from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
 from tilewright.runtime.results import Results, address_of, computed
+from tilewright.runtime.stopwatch import Stopwatch
+from tilewright.schedule.choices import Choices
+from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
@@ -69,6 +74,11 @@ class PlannedKernel:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     kernel: Kernel = field(repr=False, compare=False)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Operations and bytes of one run."""
+        return cost(self.kernel)
 
 
 @dataclass
@@ -103,14 +113,15 @@ class Plan:
         options: Options,
         cache: KernelCache,
         weights: PackedWeights,
+        choices: Choices,
     ) -> None:
+        self._cache, self.choices = cache, choices
         legal = legalize(outputs)
-        legal = restructure(legal, Means(tile_limits().lanes, weights))
+        legal = restructure(legal, Means(tile_limits().lanes, weights, choices.pick))
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
-        program = pack_operands(program, tile_limits().lanes, weights)
-        self.decisions = program.decisions
+        program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
-        scheduled, emitted = _generate(lowered)
+        scheduled, emitted = _generate(lowered, choices.pick)
         addresses = cache.load([e.text for e in emitted] + texts_to_load())[: len(emitted)]
         self._executor = Executor(options.threads, cache)
         self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
@@ -119,6 +130,7 @@ class Plan:
             self._describe(k, n, s, e)
             for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
         ]
+        self.decisions = (*program.decisions, *choices.notes)
         publish(self.kernels, options)
         self._free: list[_Instance] = []
         self._results = Results(inputs, legal)
@@ -209,6 +221,9 @@ class Plan:
         wanted = min(int(work(kernel) / TASK_NANOSECONDS), most, e.iterations)
         if wanted > threads:
             wanted -= wanted % threads  # else the last task leaves the other threads idle
+        if threads > 1:
+            point = _tasks_point(kernel, threads, max(1, wanted), e.iterations)
+            wanted = self.choices.pick(point)
         chunk = -(-e.iterations // max(1, wanted))
         return -(-e.iterations // chunk), chunk
 
@@ -233,10 +248,7 @@ class Plan:
         """The outputs, fresh and in C order, for inputs in the plan's order, C-contiguous."""
         results = self._results.make()
         if self._rows:
-            try:
-                instance = self._free.pop()
-            except IndexError:
-                instance = self._instance()
+            instance = self._take()
             try:
                 self._bind(instance, arrays, results)
                 instance.call()
@@ -245,6 +257,13 @@ class Plan:
             finally:
                 self._free.append(instance)
         return self._results.complete(results, arrays)
+
+    def _take(self) -> _Instance:
+        """An instance that no other thread runs."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._instance()
 
     def _instance(self) -> _Instance:
         raw = np.empty(self.arena_bytes + 64, np.uint8)
@@ -282,22 +301,18 @@ class Plan:
             f"in {where}: an index is out of range or an integer is divided by zero"
         )
 
-    def profile(self, arrays: Sequence[np.ndarray], repeats: int = 5) -> list[float]:
-        """Seconds of each kernel, the least of several runs, one kernel at a time in the plan's
-        order."""
-        results = self._results.make()
-        instance = self._free.pop() if self._free else self._instance()
-        self._bind(instance, arrays, results)
-        best = [math.inf] * len(self._rows)
-        for _ in range(repeats):
-            for k, (_, tasks, _) in enumerate(self._rows):
-                table = instance.table[k : k + 1]
-                call = self._executor.prepare(table.ctypes.data, 1, 0 if tasks > 1 else -1)
-                start = time.perf_counter()
-                call()
-                best[k] = min(best[k], time.perf_counter() - start)
-        self._free.append(instance)
-        return best
+    def timed(self, arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
+        """The outputs of a run, and the seconds that each kernel took in it."""
+        if not self._rows:
+            return self.run(arrays), []
+        results, instance = self._results.make(), self._take()
+        try:
+            self._bind(instance, arrays, results)
+            seconds = Stopwatch(self._executor, self._cache, instance.table)()
+            self._check(instance)
+        finally:
+            self._free.append(instance)
+        return self._results.complete(results, arrays), seconds
 
     @property
     def nbytes(self) -> int:
@@ -307,14 +322,22 @@ class Plan:
         return own + self._results.nbytes
 
 
-def _generate(lowered: Sequence[Lowered]) -> tuple[list[Kernel], list[Emitted]]:
+def _tasks_point(kernel: Kernel, threads: int, wanted: int, iterations: int) -> Point:
+    """How many tasks there are."""
+    more = {n * threads for n in (1, 2, 4, 8) if n * threads <= iterations}
+    options = (*sorted(more | {1, wanted}),)
+    operations = work(kernel) / NANOSECONDS_PER_PRODUCT
+    return Point("tasks", lambda: structure(kernel), options, wanted, operations)
+
+
+def _generate(lowered: Sequence[Lowered], pick: Pick) -> tuple[list[Kernel], list[Emitted]]:
     """Scheduled kernels and their sources; kernels of one structure are generated once."""
     limits = tile_limits()
     made: dict[Hashable, tuple[Kernel, Emitted]] = {}
     keys = [schedule_key(n) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
-            kernel = verify(choose_schedule(n, limits))
+            kernel = verify(choose_schedule(n, limits, pick))
             made[key] = kernel, emit(kernel)
     return [made[key][0] for key in keys], [made[key][1] for key in keys]
 
@@ -325,10 +348,12 @@ def build_plan(
     options: Options,
     cache: KernelCache,
     weights: PackedWeights | None = None,
+    choices: Choices | None = None,
 ) -> Plan:
     """The plan that computes `outputs` from `inputs`; packed weights are shared through
-    `weights`."""
-    return Plan(inputs, outputs, options, cache, weights or PackedWeights())
+    `weights`, and `choices` decide between ways."""
+    weights, choices = weights or PackedWeights(), choices or Choices()
+    return Plan(inputs, outputs, options, cache, weights, choices)
 
 
 def work(kernel: Kernel) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Progress = Callable[[int, int], None]
@@ -17,13 +18,13 @@ def silent(done: int, total: int) -> None:
     """Shows nothing."""
 
 
-def default_progress() -> Progress:
+def default_progress(what: str = "compiling kernels") -> Progress:
     """A bar in a notebook or a terminal that appears after a second; elsewhere nothing."""
-    notebook = _notebook_display()
+    notebook = _notebook_display(what)
     if notebook is not None:
         return _Delayed(notebook)
     if sys.stderr is not None and sys.stderr.isatty():
-        return _Delayed(_show_in_terminal)
+        return _Delayed(partial(_show_in_terminal, what=what))
     return silent
 
 
@@ -41,18 +42,18 @@ class _Delayed:
             self._show(done, total)
 
 
-def bar(done: int, total: int) -> str:
+def bar(done: int, total: int, what: str = "compiling kernels") -> str:
     """One line: the share as a bar, and in numbers."""
     full = WIDTH * done // max(total, 1)
-    return f"compiling kernels [{'#' * full}{'.' * (WIDTH - full)}] {done}/{total}"
+    return f"{what} [{'#' * full}{'.' * (WIDTH - full)}] {done}/{total}"
 
 
-def _show_in_terminal(done: int, total: int) -> None:
+def _show_in_terminal(done: int, total: int, what: str) -> None:
     end = "\n" if done == total else ""
-    print(f"\r{bar(done, total)}", end=end, file=sys.stderr, flush=True)
+    print(f"\r{bar(done, total, what)}", end=end, file=sys.stderr, flush=True)
 
 
-def _notebook_display() -> Progress | None:
+def _notebook_display(what: str) -> Progress | None:
     """A display that updates in place, where this is a Jupyter kernel."""
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
@@ -62,7 +63,7 @@ def _notebook_display() -> Progress | None:
 
     def show(done: int, total: int) -> None:
         nonlocal handle
-        line = {"text/plain": bar(done, total)}
+        line = {"text/plain": bar(done, total, what)}
         if handle is None:
             handle = ipython.display.display(line, raw=True, display_id=True)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tilewright.graph.stages import Finish, HostStep, NeedValue
 from tilewright.ops.tensor import Placeholder
+from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session
 
@@ -77,19 +78,19 @@ def _counted(words: Iterable[str]) -> str:
     return ", ".join(f"{w} x{c}" if c > 1 else w for w, c in counts.items())
 
 
-def report_stages(sessions: Iterable[Session]) -> tuple[StageReport, ...]:
-    """Every stage made so far, outer graphs first."""
-    return tuple(_report(s.graph.name, segment) for s in sessions for segment in s.segments())
+def report_stages(sessions: Iterable[Session], limits: Ceilings | None) -> tuple[StageReport, ...]:
+    """Every stage made so far, outer graphs first; least times if the machine is known."""
+    return tuple(_report(s.graph.name, g, limits) for s in sessions for g in s.segments())
 
 
-def _report(graph: str, segment: Segment) -> StageReport:
+def _report(graph: str, segment: Segment, limits: Ceilings | None) -> StageReport:
     stage, runner = segment.stage, segment.runner
     then, reason = _ending(segment)
     return StageReport(
         graph,
         tuple(map(_declare, stage.inputs)),
         len(set(stage.labels.values())) if runner else 0,
-        tuple(map(_kernel_name, runner.kernels)) if runner else (),
+        tuple(_kernel_line(k, limits) for k in runner.kernels) if runner else (),
         tuple(runner.decisions) if runner else (),
         then,
         reason,
@@ -114,9 +115,15 @@ def _declare(value: Placeholder) -> str:
     return f"{value.dtype.numpy}[{', '.join(map(str, value.shape))}]"
 
 
-def _kernel_name(kernel: Any) -> str:
-    """One line on a kernel."""
-    return str(getattr(kernel, "summary", "") or getattr(kernel, "name", kernel))
+def _kernel_line(kernel: Any, limits: Ceilings | None) -> str:
+    """A kernel's name, what it does, and how long that takes at least on this machine."""
+    name, cost = str(getattr(kernel, "name", kernel)), getattr(kernel, "cost", None)
+    if cost is None:
+        return name
+    line = f"{name}: {cost.flops / 1e6:,.2f} MFLOP, {cost.bytes / 1e6:,.2f} MB"
+    if limits is None:
+        return line
+    return f"{line}, at least {limits.seconds(cost.flops, cost.bytes) * 1e6:,.1f} us"
 
 
 def kernels_of(sessions: Iterable[Session]) -> list[Any]:

@@ -45,15 +45,11 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class Profiled(Protocol):
+class Timed(Protocol):
     """A Runner that can say how long its kernels take."""
 
-    @property
-    def kernels(self) -> Sequence[Any]:
-        """The kernels, in order of execution."""
-
-    def profile(self, arrays: Sequence[Array]) -> list[float]:
-        """Seconds of each kernel."""
+    def timed(self, arrays: Sequence[Array]) -> tuple[list[Array], list[float]]:
+        """The outputs of a run, and the seconds that each kernel took in it."""
 
 
 class Evaluation:

@@ -9,6 +9,7 @@ from math import prod
 
 from tilewright.errors import ScheduleError
 from tilewright.fusion.contraction import Contraction
+from tilewright.fusion.decide import Pick, Point, by_cost_model
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.ir import Accumulate, Const, For, Kernel, Load, LoopKind, Stmt, Store, walk
 from tilewright.loops.locate import axis_ranges, find_loop, offset, outer_loops
@@ -28,6 +29,7 @@ from tilewright.schedule.directives import (
 WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
 BITS_PER_BYTE = 8
 ROWS_BYTES = 512 << 10  # of the left operand that should stay in the second level
+ALL = 0  # rows taken together: all of them
 BLOCK_OVERHEAD = 0.7  # of a block of rows, in rows
 VECTOR_BLOCK = (
     64  # elements that are accumulated side by side where the summed axis is not contiguous
@@ -43,13 +45,13 @@ class TileLimits:
     lanes: dict[int, int]
 
 
-def choose_schedule(lowered: Lowered, limits: TileLimits) -> Kernel:
+def choose_schedule(lowered: Lowered, limits: TileLimits, pick: Pick = by_cost_model) -> Kernel:
     """The kernel with a schedule that suits its kind."""
     if lowered.group.nest is not None or lowered.group.winograd is not None:
         return lowered.kernel
     builder = _Builder(lowered.kernel)
     if lowered.group.contraction is not None:
-        _tile(builder, lowered, lowered.group.contraction, limits)
+        _tile(builder, lowered, lowered.group.contraction, limits, pick)
     elif any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body)):
         _reduce(builder, limits)
     else:
@@ -183,7 +185,9 @@ def _innermost(s: Stmt) -> set[str]:
     }
 
 
-def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimits) -> None:
+def _tile(
+    builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimits, pick: Pick
+) -> None:
     positions = {a: f"row{k}" for k, a in enumerate(lowered.group.members[0].axes)}
     columns = positions[c.columns]
     rows, height = _merge_rows(builder, positions[c.rows]) if c.rows else "", 1
@@ -192,7 +196,7 @@ def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimit
     vectors = max(1, panel // limits.lanes[width])
     if rows:
         builder.attempt(Swap(rows, columns))
-        height = _height(builder.extent(rows), limits.rows[vectors])
+        height = pick(_height_point(lowered, builder.extent(rows), limits.rows[vectors]))
         if not builder.attempt(Block(rows, height, overlap=True)):
             rows = ""
     builder.attempt(Block(columns, panel))
@@ -202,15 +206,36 @@ def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimit
     _bind(builder, builder.axes)
     if rows and len(c.depth) == 1 and not c.a.guards:
         depth = dict(lowered.group.members[0].reduction.axes)[c.depth[0]]  # type: ignore[union-attr]
-        _share_rows(builder, rows, height * depth * width // BITS_PER_BYTE)
+        _share_rows(builder, rows, height * depth * width // BITS_PER_BYTE, lowered, pick)
 
 
-def _share_rows(builder: _Builder, rows: str, nbytes: int) -> None:
+def _share_rows(builder: _Builder, rows: str, nbytes: int, lowered: Lowered, pick: Pick) -> None:
     """Walk over all columns with as many blocks of rows as the second-level cache keeps."""
     blocks = builder.extent(rows)
     most = max(2, ROWS_BYTES // max(nbytes, 1))
-    if blocks > most:
-        builder.attempt(Together(rows, -(-blocks // -(-blocks // most))))
+    default = -(-blocks // -(-blocks // most)) if blocks > most else ALL
+    others = {n for n in (2, 4, 8, 16, 32, 64) if n < blocks}
+    options = (*sorted(others | {ALL, default}),)
+    point = Point("together", lambda: schedule_key(lowered), options, default, _work(lowered))
+    if together := pick(point):
+        builder.attempt(Together(rows, together))
+
+
+def _height_point(lowered: Lowered, extent: int, most: int) -> Point:
+    """How many rows a tile has."""
+    options, default = (*reversed(_heights(extent, most)),), _height(extent, most)
+    return Point("height", lambda: schedule_key(lowered), options, default, _work(lowered))
+
+
+def _heights(extent: int, most: int) -> range:
+    """Those that suit the registers."""
+    return range(min(extent, max(1, most // 2)), min(extent, most) + 1)
+
+
+def _work(lowered: Lowered) -> float:
+    main = lowered.group.members[0]
+    summed = main.reduction.axes if main.reduction else ()
+    return float(main.size * prod(n for _, n in summed))
 
 
 def _merge_rows(builder: _Builder, rows: str) -> str:
@@ -225,8 +250,7 @@ def _merge_rows(builder: _Builder, rows: str) -> str:
 
 def _height(extent: int, most: int) -> int:
     """The height of blocks that compute the least: the last one overlaps the one before it."""
-    fitting = range(min(extent, max(1, most // 2)), min(extent, most) + 1)
-    return min(fitting, key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h))
+    return min(_heights(extent, most), key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h))
 
 
 def _bake_windows(builder: _Builder) -> None:

@@ -1,0 +1,222 @@
+"""A model on two engines: the same answers, and their times side by side.
+
+Each engine has a process of its own. They take turns of a fraction of a second, one idle while the
+other runs, so that a machine whose speed drifts hurts both alike; the ratio is the turns' median.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright import dtypes
+from tilewright.errors import InputError
+from tilewright.explore import engines
+from tilewright.explore.engines import Engine
+
+OURS = "tilewright"
+TURN_SECONDS = 0.2
+FEWEST_TURNS = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is compared, and how."""
+
+    model: str
+    against: str
+    threads: int
+    seconds: float = 4.0
+    limit: float = 600.0
+    shapes: Mapping[str, Sequence[int]] | None = None
+    dims: Mapping[str, int] | None = None
+    arrays: str | None = None  # an .npz file of inputs
+    below: int = 2  # random integers are smaller
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine's side: seconds, and bytes of peak resident memory."""
+
+    engine: str
+    load: float
+    first: float
+    median: float
+    least: float
+    calls: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`ratio` is the other engine's time over ours: above 1 we are faster.
+
+    `error` is the largest absolute difference of an output over its largest magnitude; infinite
+    where types, shapes, integers, text or NaNs differ.
+    """
+
+    model: str
+    threads: int
+    inputs: Mapping[str, str]
+    error: float
+    ratio: float
+    turns: int
+    engines: tuple[EngineResult, EngineResult]
+
+
+def compare(request: Request) -> Comparison:
+    """Runs both. Raises EngineError or InputError if that cannot be done."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder,
+        _start(OURS, request) as ours,
+        _start(request.against, request) as other,
+    ):
+        feeds = make_feeds(ours.hello["inputs"], request)
+        held = f"{folder}/inputs.npz"
+        np.savez(held, **feeds)  # type: ignore[arg-type]
+        firsts, outputs = [], []
+        for k, engine in enumerate((ours, other)):
+            firsts.append(engine.ask("first", feeds=held, save=f"{folder}/{k}.npz")["first"])
+            outputs.append(_load(f"{folder}/{k}.npz"))
+        times, ratios = take_turns(ours, other, request.seconds)
+        results = [
+            EngineResult(
+                engine.name,
+                engine.hello["load"],
+                first,
+                statistics.median(taken),
+                min(taken),
+                len(taken),
+                engine.ask("memory")["bytes"],
+            )
+            for engine, first, taken in zip((ours, other), firsts, times, strict=True)
+        ]
+    return Comparison(
+        request.model,
+        request.threads,
+        {n: f"{a.dtype}{list(a.shape)}" for n, a in feeds.items()},
+        largest_error(outputs[0], outputs[1]),
+        statistics.median(ratios),
+        len(ratios),
+        (results[0], results[1]),
+    )
+
+
+def _start(engine: str, request: Request) -> Engine:
+    words = [engine, request.model, str(request.threads)]
+    return Engine(engine, engines.__name__, words, request.limit)
+
+
+def _load(path: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as held:
+        return {name[1:]: held[name] for name in held.files}
+
+
+def take_turns(
+    ours: Engine, other: Engine, seconds: float
+) -> tuple[tuple[list[float], list[float]], list[float]]:
+    """Times of all calls of both, and the ratio of each turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    ratios: list[float] = []
+    each = min(TURN_SECONDS, seconds / 2 / FEWEST_TURNS)
+    for _ in range(max(FEWEST_TURNS, round(seconds / 2 / TURN_SECONDS))):
+        turn = [engine.ask("turn", seconds=each)["times"] for engine in (ours, other)]
+        for all_times, taken in zip(times, turn, strict=True):
+            all_times.extend(taken)
+        ratios.append(statistics.median(turn[1]) / statistics.median(turn[0]))
+    return times, ratios
+
+
+def make_feeds(inputs: Sequence[Mapping[str, Any]], request: Request) -> dict[str, np.ndarray]:
+    """Arrays for the model's inputs: from the file where it has them, else random ones."""
+    given = _read_arrays(request.arrays) if request.arrays else {}
+    shapes = dict(request.shapes or {})
+    _check_names((*given, *shapes), [i["name"] for i in inputs], "input")
+    symbols = {d for i in inputs for d in i["shape"] or () if isinstance(d, str)}
+    _check_names(tuple(request.dims or {}), sorted(symbols), "dimension")
+    rng = np.random.default_rng(request.seed)
+    feeds = {}
+    for i in inputs:
+        name = i["name"]
+        if name in given:
+            feeds[name] = given[name]
+        elif name in shapes or not i["has_default"]:
+            shape = shapes[name] if name in shapes else _shape(i, request.dims or {})
+            feeds[name] = random_array(rng, i, shape, request.below)
+    return feeds
+
+
+def _check_names(given: Sequence[str], known: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise InputError(f"the model has no {what} {name!r}, it has {there}")
+
+
+def _read_arrays(path: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _shape(info: Mapping[str, Any], dims: Mapping[str, int]) -> list[int]:
+    """The declared shape with symbols as given, 1 where nothing is."""
+    if info["shape"] is None:
+        raise InputError(f"input {info['name']!r} has no declared rank: give --shape")
+    return [d if isinstance(d, int) else dims.get(str(d), 1) for d in info["shape"]]
+
+
+def random_array(
+    rng: np.random.Generator, info: Mapping[str, Any], shape: Sequence[int], below: int
+) -> np.ndarray:
+    """Normal floats, integers from 0, booleans of both kinds."""
+    if info["kind"] != "tensor" or info["dtype"] in (None, "object"):
+        raise InputError(f"input {info['name']!r} cannot be drawn at random: give --input")
+    dtype = dtypes.from_numpy(np.dtype(info["dtype"])).numpy
+    if dtype == np.bool_:
+        return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, below, shape).astype(dtype)
+    return rng.standard_normal(tuple(shape)).astype(dtype)
+
+
+def largest_error(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> float:
+    """The largest error of any output; infinite if they are not the same outputs."""
+    if got.keys() != want.keys():
+        return math.inf
+    return max((array_error(got[n], want[n]) for n in want), default=0.0)
+
+
+def array_error(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference over the largest magnitude; 0 or infinity but for floats."""
+    if got.shape != want.shape or got.dtype.kind != want.dtype.kind:
+        return math.inf
+    if want.dtype.kind not in "fc":
+        return 0.0 if np.array_equal(got, want) else math.inf
+    if not want.size:
+        return 0.0
+    kind = np.complex128 if want.dtype.kind == "c" else np.float64
+    got, want = got.astype(kind), want.astype(kind)
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    finite = np.isfinite(want)
+    if not (same | (finite & np.isfinite(got))).all():
+        return math.inf
+    scale = float(np.abs(want[finite]).max(initial=0.0)) or 1.0
+    differences = np.abs(got[~same] - want[~same])
+    return float(differences.max(initial=0.0)) / scale
+
+
+def check_model(path: str) -> None:
+    """InputError unless there is such a file."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}")

@@ -1,0 +1,338 @@
+"""The command `tilewright bench`: both engines, the same inputs, honest errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import parser
+
+import tilewright
+from tilewright.errors import InputError
+from tilewright.explore import cli, compare, engines, gemm
+from tilewright.explore.compare import Request, array_error, largest_error, make_feeds
+from tilewright.explore.engines import Engine, EngineError, flatten
+from tilewright.explore.screen import PlainScreen
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(Path(tilewright.__file__).parent / "explore" / "data" / "digits.onnx")
+HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
+QUICK = ("--threads", "1", "--seconds", "0.05")
+
+ROWS = "g (float[rows,4] x, int64[2] i) => (float[2,4] y) { y = Gather(x, i) }"
+NOISE = "g (float[3] x) => (float[3] y) { n = RandomNormalLike(x) y = Add(x, n) }"
+TEXT = "g (string[2] s) => (string[2] t) { t = Identity(s) }"
+
+
+def saved(folder: Path, text: str) -> str:
+    path = folder / "model.onnx"
+    onnx.save(parser.parse_model(HEADER + text), path)
+    return str(path)
+
+
+def bench(*words: str) -> int:
+    return cli.main(["bench", *words])
+
+
+def test_the_command_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"tilewright": "tilewright.explore.cli:main"}
+
+
+def test_a_model_on_two_engines(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    assert bench(DIGITS, *QUICK, "--shape", "image=3x1x8x8", "--json") == cli.RIGHT
+    found = json.loads(capfd.readouterr().out)
+    assert found["right"] and 0 <= found["error"] < 1e-4
+    assert found["inputs"] == {"image": "float32[3, 1, 8, 8]"}
+    assert [e["engine"] for e in found["engines"]] == ["tilewright", "onnxruntime"]
+    for e in found["engines"]:
+        assert 0 < e["least"] <= e["median"] and e["calls"] >= found["turns"] >= 3
+        assert e["first"] > 0 and e["load"] > 0 and 10e6 < e["peak_bytes"] < 10e9
+    assert found["ratio"] > 0
+
+
+def test_the_table(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "open_screen", PlainScreen)
+    assert bench(DIGITS, *QUICK, "--against", "reference") == cli.RIGHT
+    shown = capfd.readouterr().out
+    assert "image: float32[1, 1, 8, 8]" in shown and "times as fast as reference" in shown
+    lines = [line.split()[0] for line in shown.splitlines() if line.strip()]
+    assert "tilewright" in lines and "reference" in lines
+
+
+def test_other_answers_are_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (saved(tmp_path, NOISE), *QUICK, "--against", "reference")
+    assert bench(*words, "--json") == cli.WRONG
+    assert not json.loads(capfd.readouterr().out)["right"]
+
+
+def test_inputs_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path, ROWS)
+    np.savez(tmp_path / "in.npz", i=np.array([5, 0]))
+    words = (path, *QUICK, "--against", "reference", "--input", str(tmp_path / "in.npz"))
+    assert bench(*words, "--dim", "rows=6", "--json") == cli.RIGHT
+    found = json.loads(capfd.readouterr().out)
+    assert found["inputs"] == {"x": "float32[6, 4]", "i": "int64[2]"}
+    assert bench(*words, "--dim", "rows=3") == cli.FAILED  # index 5 is out of range
+    shown = capfd.readouterr()
+    assert shown.err.startswith("error: tilewright: ExecutionError: in 'y' (Gather)")
+    assert "Traceback" not in shown.err and not shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("nowhere.onnx",), "there is no file nowhere.onnx"),
+        ((str(ROOT / "README.md"),), "not an ONNX model"),
+        ((DIGITS, "--shape", "picture=1x1x8x8"), "no input 'picture', it has image"),
+        ((DIGITS, "--dim", "rows=2"), "no dimension 'rows'"),
+        ((DIGITS, "--input", str(ROOT / "README.md")), "not a readable .npz file"),
+        ((DIGITS, "--input", "nowhere.npz"), "not a readable .npz file"),
+        ((DIGITS, "--shape", "image=1x1x2"), "image"),
+        (("--gemm", DIGITS), "give a model, or --gemm"),
+        ((), "give a model, or --gemm"),
+    ],
+)
+def test_what_cannot_be_compared(
+    words: tuple[str, ...], reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(*words) == cli.FAILED
+    shown = capfd.readouterr().err
+    assert shown.startswith("error: ") and reason in shown and "Traceback" not in shown
+    assert len(shown.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--threads", "0"),
+        ("--threads", "many"),
+        ("--seconds", "-1"),
+        ("--seconds", "nan"),
+        ("--shape", "1x3"),
+        ("--shape", "x=1xthree"),
+        ("--shape", "x=-1"),
+        ("--dim", "n=0"),
+        ("--dim", "n=x"),
+        ("--against", "nobody"),
+    ],
+)
+def test_words_that_mean_nothing(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        bench(DIGITS, *words)
+    assert end.value.code == cli.FAILED
+    assert words[0] in capfd.readouterr().err
+
+
+def test_shapes_on_the_command_line() -> None:
+    parsed = cli.parser().parse_args(
+        ["bench", "m", "--shape", "a=b=2x3", "--shape", "s=", "--dim", "n=4", "--dim", "k=5"]
+    )
+    assert dict(parsed.shape) == {"a=b": [2, 3], "s": []}
+    assert dict(parsed.dim) == {"n": 4, "k": 5}
+
+
+# -- inputs
+
+
+def info(name: str, dtype: str | None, shape: Any, **more: Any) -> dict[str, Any]:
+    base = {"name": name, "kind": "tensor", "dtype": dtype, "shape": shape, "has_default": False}
+    return {**base, **more}
+
+
+def feeds(*infos: Mapping[str, Any], **how: Any) -> dict[str, np.ndarray]:
+    return make_feeds(infos, Request("m", "onnxruntime", 1, **how))
+
+
+def test_random_inputs() -> None:
+    found = feeds(
+        info("a", "float16", [2, "n", None]),
+        info("b", "bfloat16", []),
+        info("c", "uint8", ["n", "k"]),
+        info("d", "bool", [40]),
+        info("e", "float32", [3], has_default=True),
+        dims={"n": 5},
+        below=9,
+    )
+    assert {n: (a.dtype.name, a.shape) for n, a in found.items()} == {
+        "a": ("float16", (2, 5, 1)),
+        "b": ("bfloat16", ()),
+        "c": ("uint8", (5, 1)),
+        "d": ("bool", (40,)),
+    }
+    assert found["c"].max() < 9 and len(set(found["d"].tolist())) == 2
+    assert np.abs(found["a"].astype(np.float32)).max() < 10
+
+
+def test_given_shapes_and_arrays_win(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.arange(3))
+    infos = info("a", "int64", [9]), info("b", "float32", [9]), info("c", "float32", [])
+    found = feeds(*infos, shapes={"b": [2, 3], "c": []}, arrays=str(tmp_path / "a.npz"))
+    assert found["a"].tolist() == [0, 1, 2]
+    assert found["b"].shape == (2, 3) and found["c"].shape == ()
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        info("s", "object", [2]),
+        info("s", None, [2]),
+        info("s", "float32", [2], kind="sequence"),
+        info("s", "float32", None),
+    ],
+)
+def test_inputs_that_cannot_be_drawn(unknown: Mapping[str, Any]) -> None:
+    with pytest.raises(InputError, match="'s'"):
+        feeds(unknown)
+
+
+# -- results
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "error"),
+    [
+        ([1.0, 2.0], [1.0, 4.0], 0.5),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.25], [0.0], 0.25),
+        ([math.nan, 1.0], [math.nan, 1.0], 0.0),
+        ([math.nan, 1.0], [0.0, 1.0], math.inf),
+        ([0.0, 1.0], [math.nan, 1.0], math.inf),
+        ([math.inf, 1.0], [math.inf, 2.0], 0.5),
+        ([math.inf], [-math.inf], math.inf),
+        ([1.0], [math.inf], math.inf),
+        ([1, 2], [1, 2], 0.0),
+        ([1, 2], [1, 3], math.inf),
+        ([1.0], [1], math.inf),
+        ([True], [True], 0.0),
+        (["a"], ["b"], math.inf),
+        ([1.0], [[1.0]], math.inf),
+        (np.zeros((0, 2)), np.zeros((0, 2)), 0.0),
+    ],
+)
+def test_errors_of_arrays(got: Any, want: Any, error: float) -> None:
+    assert array_error(np.asarray(got), np.asarray(want)) == error
+
+
+def test_other_outputs_are_an_infinite_error() -> None:
+    one = np.ones(1)
+    assert largest_error({"a": one}, {"a": one, "b": one}) == math.inf
+    assert largest_error({"a": one, "b": one * 2}, {"a": one, "b": one}) == 1
+    assert largest_error({}, {}) == 0
+
+
+def test_results_become_arrays() -> None:
+    found = flatten("y", [np.ones(2), {"b": 1.5, "a": ["text"]}])
+    assert {n: a.tolist() for n, a in found.items()} == {
+        "y.length": 2,
+        "y[0]": [1, 1],
+        "y[1]['a'].length": 1,
+        "y[1]['a'][0]": "text",
+        "y[1]['b']": 1.5,
+    }
+    text = flatten("s", np.array(["a", "bc"], object))["s"]
+    assert text.dtype.kind == "U"
+
+
+def test_text_models_need_a_file_of_inputs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(saved(tmp_path, TEXT), *QUICK, "--against", "reference") == cli.FAILED
+    assert "give --input" in capfd.readouterr().err
+
+
+# -- processes
+
+
+def test_a_process_that_dies_is_an_error() -> None:
+    with pytest.raises(EngineError, match=r"no: the process ended with code 1: .*no_such_module"):
+        Engine("no", "no_such_module", [], 60).__enter__()
+
+
+def test_a_process_that_is_silent_is_an_error() -> None:
+    with (
+        Engine("numpy", gemm.__name__, ["numpy", "1"], 60) as engine,
+        pytest.raises(EngineError, match=r"no answer within 0\.01 s"),
+    ):
+        engine._limit = 0.01
+        engine.ask("prepare", shape=[900, 900, 900])
+    assert engine._process.returncode is not None
+
+
+def test_peak_memory_grows_with_what_is_used() -> None:
+    before = engines.peak_bytes()
+    block = np.ones(1 << 25)
+    assert engines.peak_bytes() >= before and engines.peak_bytes() > block.nbytes
+
+
+# -- products
+
+
+def test_products_of_matrices(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "NAMED_SHAPES", {"BERT": ((3, 5, 7),)})
+    assert bench("--gemm", "--sizes", "1,17", "--threads", "1", "--json") == cli.RIGHT
+    found = json.loads(capfd.readouterr().out)
+    shapes = [(p["rows"], p["depth"], p["columns"]) for p in found["products"]]
+    assert shapes[0] == (3, 5, 7) and len(set(shapes)) == 9
+    for p in found["products"]:
+        assert p["error"] <= gemm.TOLERANCE
+        assert min(p[name] for name in ("kernels", "ours", "numpy", "ratio")) > 0
+        flops = 2 * p["rows"] * p["depth"] * p["columns"]
+        assert p["flops_rate"] == pytest.approx(flops / p["ours"])
+        assert p["peak"] == pytest.approx(p["flops_rate"] / found["peak_flops"])
+
+
+def product(shape: tuple[int, int, int], ratio: float, error: float, label: str) -> gemm.Product:
+    return gemm.Product(label, *shape, 1e-6, 5e-7, ratio * 1e-6, ratio, 1e9, 1e9, 0.1, error)
+
+
+def test_the_table_of_products(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [product((1, 2, n), n / 10, 0.0, "odd") for n in range(1, 41)]
+    found = gemm.Products(1, 1e11, (product((9, 9, 9), 2.0, 0.0, "BERT"), *odd))
+    assert found.right
+    gemm.show(found, PlainScreen(), everything=False)
+    shown = capsys.readouterr().out
+    assert "9x9x9" in shown and "1x2x1 " in shown and "1x2x40" not in shown
+    assert "below 1 for 9 of 40" in shown and "every product is right" in shown
+    gemm.show(found, PlainScreen(), everything=True)
+    assert "1x2x40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [1e-4, math.inf, math.nan])
+def test_a_wrong_product_shows(error: float, capsys: pytest.CaptureFixture[str]) -> None:
+    found = gemm.Products(1, 1e11, (product((9, 9, 9), 2.0, error, "BERT"),))
+    assert not found.right
+    gemm.show(found, PlainScreen(), everything=False)
+    assert "WRONG: 9x9x9" in capsys.readouterr().out
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+def test_errors_of_products(rows: int, depth: int, columns: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, depth), np.float32)
+    w = rng.standard_normal((depth, columns), np.float32)
+    y = x @ w
+    assert gemm.relative_error(y, x, w) <= 1e-6
+    y[seed % rows, seed % columns] += 0.1 * np.float32(depth)
+    assert gemm.relative_error(y, x, w) > gemm.TOLERANCE
+    y[seed % rows, seed % columns] = np.nan
+    assert gemm.relative_error(y, x, w) == math.inf
+
+
+def test_large_weights_are_cycled() -> None:
+    assert gemm.copies(100, 100) == 1
+    size = 4 * 768 * 768
+    assert gemm.copies(768, 768) * size >= gemm.CYCLED_BYTES > size
+    assert compare.OURS in engines.LOADERS
