@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from tilewright.dtypes import DType
 from tilewright.fusion.attention import find_attention
 from tilewright.fusion.convolution import Convolution, find_convolution
-from tilewright.fusion.inline import channels_last_strides, topological
+from tilewright.fusion.inline import topological
 from tilewright.fusion.renew import renewed
+from tilewright.fusion.splits import Splits, joined
 from tilewright.fusion.weights import PackedWeights
 from tilewright.fusion.winograd import (
     POINTS,
@@ -41,6 +42,10 @@ MIN_REUSE = 32  # products per element of the image for which a copy of it pays
 FEW_OUTPUTS = 4  # fewer channels of results than this do not make the columns of a tile
 
 
+MOST_COPIES = 4  # of an image, one for every channel of a group
+SMALL_GROUP = 4  # groups that share a vector before copies of the image pay
+
+
 @dataclass(frozen=True)
 class Means:
     """What strategies go by: vector length by bits of an element, and where constants are kept."""
@@ -64,14 +69,18 @@ Strategy = Callable[[Convolution, Means], Tensor | None]
 def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     """Equal outputs, with convolutions in the form that suits them."""
     done: dict[str, Tensor] = {}
+    splits = Splits()
     order = topological(outputs)
     readers = _readers(order)
     names = frozenset(t.name for t in outputs)
     for t in order:
         current = renewed(t, done)
+        if t.name not in names:
+            current = splits.follow(current)
         c = find_convolution(current)
         attention = find_attention(current, readers, names, means.lanes[FLOAT_BITS])
         done[t.name] = attention or (c and _choose(c, means)) or current
+        splits.note(done[t.name])
     return [done[t.name] for t in outputs]
 
 
@@ -101,9 +110,9 @@ def _named(made: Tensor, old: Compute) -> Tensor:
 def split_groups(c: Convolution, means: Means) -> Tensor | None:
     """Groups of several channels each, as an axis of their own, so that every group is a
     contraction."""
-    if c.groups == 1 or c.inputs == 1:
-        return None
     share, rank = c.outputs // c.groups, len(c.dims)
+    if c.groups == 1 or (c.inputs == 1 and share < means.lanes_of(c)):
+        return None
 
     def element(n: Expr, g: Expr, o: Expr, *axes: Expr) -> Expr:
         out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
@@ -114,14 +123,33 @@ def split_groups(c: Convolution, means: Means) -> Tensor | None:
     out = [d.out for d in c.dims]
     over = [c.inputs, *(d.kernel for d in c.dims)]
     grouped = compute((c.batch, c.groups, share, *out), element, reduce=ScalarOp.ADD, over=over)
-    last = channels_last_strides(c.result.shape)
-    strides = (last[0], share * last[1], *last[1:])
-    stored = replace(grouped, strides=strides, op=c.result.op, node=c.result.node)
-    return compute(
-        c.result.shape,
-        lambda n, o, *out: stored[(n, o // share, o % share, *out)],
-        channels_last=True,
-    )
+    return joined(replace(grouped, op=c.result.op, node=c.result.node))
+
+
+def spread_groups(c: Convolution, means: Means) -> Tensor | None:
+    """Small groups: a padded copy in which every channel of results finds each of its inputs at its
+    own place, so that neighbouring groups fill a vector."""
+    share, rank, lanes = c.outputs // c.groups, len(c.dims), means.lanes_of(c)
+    if c.groups == 1 or c.inputs > MOST_COPIES or c.inputs == share == 1:
+        return None
+    if (share * SMALL_GROUP > lanes and c.inputs > 1) or share >= lanes or c.outputs < lanes:
+        return None
+    extents = [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
+
+    def spread(n: Expr, *axes: Expr) -> Expr:
+        positions = [p - d.before for p, d in zip(axes, c.dims, strict=False)]
+        i, o = axes[rank:]
+        return c.pixel_or_zero(n, o // share * c.inputs + i, positions)
+
+    image = compute((c.batch, *extents, c.inputs, c.outputs), spread)
+
+    def element(n: Expr, o: Expr, *axes: Expr) -> Expr:
+        out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
+        places = [a * d.stride + b * d.dilation for d, a, b in zip(c.dims, out, k, strict=True)]
+        return image[(n, *places, i, o)] * c.weight(o, i, *k)
+
+    over = [c.inputs, *(d.kernel for d in c.dims)]
+    return compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
 
 
 def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
@@ -276,6 +304,7 @@ def _is_plain_3x3(c: Convolution) -> bool:
 
 
 STRATEGIES: tuple[Strategy, ...] = (
+    spread_groups,
     split_groups,
     gather_few_outputs,
     pad_planes,
