@@ -277,6 +277,7 @@ def test_every_strategy_is_met() -> None:
     means, cases = (
         Means(SMALL.lanes, PackedWeights()),
         {
+            "spread_groups": ((1, 16, 9, 9), (8, 2, 3, 3), 8),
             "split_groups": ((1, 8, 9, 9), (8, 4, 3, 3), 2),
             "gather_few_outputs": ((1, 8, 9, 9), (1, 8, 3, 3), 1),
             "widen_lines": ((1, 3, 9, 9), (8, 3, 3, 3), 1),
@@ -288,3 +289,40 @@ def test_every_strategy_is_met() -> None:
         assert c is not None
         taken = [s.__name__ for s in STRATEGIES if s(c, means) is not None]
         assert taken[0] == name
+
+
+@PATIENT
+@given(
+    batch=st.integers(1, 2),
+    group=st.integers(2, 9),
+    inputs=st.integers(1, 5),
+    share=st.integers(1, 5),
+    extents=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    down=windows,
+    along=windows,
+    several=st.booleans(),
+)
+def test_groups_and_the_maps_after_them(
+    batch: int,
+    group: int,
+    inputs: int,
+    share: int,
+    extents: tuple[int, int],
+    down: tuple[int, int, int, int],
+    along: tuple[int, int, int, int],
+    several: bool,
+) -> None:
+    """Groups of every size, what completes them, and what reads that in a form of its own."""
+    kernel, strides, dilations, pads = zip(down, along, strict=True)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    if any(n + 2 * p < r for n, p, r in zip(extents, pads, reach, strict=True)):
+        return
+    x, middle, value = image((batch, group * inputs, *extents), True)
+    w = constant(random(group * share, inputs, *kernel, seed=1))
+    bias = constant(random(group * share, seed=2))
+    y = conv(middle, w, bias, group=group, strides=strides, dilations=dilations, pads=pads * 2)
+    z = completed(y, several)
+    if several:
+        z = compute(z.shape, lambda *i: z[i] * y[i])
+    last = conv(z, constant(random(5, group * share, 1, 1, seed=3)))
+    check(x, last, value)

@@ -14,7 +14,7 @@ from tilewright.fusion.attention import find_attention
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.inline import topological
 from tilewright.fusion.renew import renewed
-from tilewright.fusion.splits import Splits, joined
+from tilewright.fusion.splits import Split, Splits
 from tilewright.fusion.weights import PackedWeights
 from tilewright.fusion.winograd import (
     POINTS,
@@ -111,19 +111,19 @@ def split_groups(c: Convolution, means: Means) -> Tensor | None:
     """Groups of several channels each, as an axis of their own, so that every group is a
     contraction."""
     share, rank = c.outputs // c.groups, len(c.dims)
-    if c.groups == 1 or (c.inputs == 1 and share < means.lanes_of(c)):
+    if c.groups == 1 or share == 1 or (c.inputs == 1 and share < means.lanes_of(c)):
         return None
+    split = Split((1, share, *[1] * rank))
 
-    def element(n: Expr, g: Expr, o: Expr, *axes: Expr) -> Expr:
-        out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
+    def element(n: Expr, g: Expr, *axes: Expr) -> Expr:
+        out, o, i, k = axes[:rank], axes[rank], axes[rank + 1], axes[rank + 2 :]
         positions = [d.at(a, b) for d, a, b in zip(c.dims, out, k, strict=True)]
         value = c.pixel_or_zero(n, g * c.inputs + i, positions)
         return value * c.weight(g * share + o, i, *k)
 
-    out = [d.out for d in c.dims]
     over = [c.inputs, *(d.kernel for d in c.dims)]
-    grouped = compute((c.batch, c.groups, share, *out), element, reduce=ScalarOp.ADD, over=over)
-    return joined(replace(grouped, op=c.result.op, node=c.result.node))
+    grouped = compute(split.shape(c.result.shape), element, reduce=ScalarOp.ADD, over=over)
+    return split.joined(replace(grouped, op=c.result.op, node=c.result.node))
 
 
 def spread_groups(c: Convolution, means: Means) -> Tensor | None:
