@@ -63,6 +63,7 @@ def on_interpreter(x: Placeholder, y: Tensor, value: np.ndarray) -> tuple[np.nda
     for group in form_groups(whole):
         n = lower(group, whole)
         kernel = verify(choose_schedule(n, SMALL))
+        seen["kernels"] += 1
         seen["winograd"] += group.winograd is not None
         seen["tiles"] += any(isinstance(s, Tile) for s in walk(kernel.body))
         env = {}
@@ -152,6 +153,7 @@ def test_convolutions(
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     before=st.integers(0, 2),
     more=st.integers(0, 1),
+    completes=st.booleans(),
 )
 def test_transposed_convolutions(
     group: int,
@@ -162,6 +164,7 @@ def test_transposed_convolutions(
     strides: tuple[int, int],
     before: int,
     more: int,
+    completes: bool,
 ) -> None:
     out = [
         (n - 1) * s + more + k - before for n, s, k in zip(extents, strides, kernel, strict=True)
@@ -174,7 +177,47 @@ def test_transposed_convolutions(
     y = conv_transpose(
         middle, w, group=group, strides=strides, pads=pads, output_padding=(more, more)
     )
+    if completes:
+        y = conv(completed(y, False), constant(random(3, y.shape[1], 1, 1, seed=3)))
     check(x, y, value)
+
+
+@PATIENT
+@given(
+    batch=st.integers(1, 2),
+    inputs=st.integers(2, 6),
+    outputs=st.integers(4, 9),
+    places=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    taps=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    fewer=st.integers(0, 1),
+    upper=st.booleans(),
+    residual=st.booleans(),
+)
+def test_phases_stand_where_they_belong(
+    batch: int,
+    inputs: int,
+    outputs: int,
+    places: tuple[int, int],
+    strides: tuple[int, int],
+    taps: tuple[int, int],
+    fewer: int,
+    upper: bool,
+    residual: bool,
+) -> None:
+    """Transposed convolutions whose results are whole strides, with maps and a product after."""
+    kernel = [max(1, s * t - fewer) for s, t in zip(strides, taps, strict=True)]
+    x, middle, value = image((batch, inputs, *places), True)
+    y = conv_transpose(
+        middle,
+        constant(random(inputs, outputs, *kernel, seed=1)),
+        constant(random(outputs, seed=2)),
+        strides=strides,
+        auto_pad="SAME_UPPER" if upper else "SAME_LOWER",
+    )
+    z = completed(y, residual)
+    last = conv(z, constant(random(5, outputs, 1, 1, seed=3)))
+    check(x, last, value)
 
 
 @pytest.fixture
@@ -326,3 +369,16 @@ def test_groups_and_the_maps_after_them(
         z = compute(z.shape, lambda *i: z[i] * y[i])
     last = conv(z, constant(random(5, group * share, 1, 1, seed=3)))
     check(x, last, value)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_completes_a_result_taken_apart_is_computed_with_it(transposed: bool) -> None:
+    x, middle, value = image((1, 12, 6, 6), True)
+    if transposed:
+        weights = constant(random(12, 8, 4, 4))
+        y = conv_transpose(middle, weights, strides=(2, 2), pads=(1,) * 4)
+    else:
+        y = conv(middle, constant(random(12, 6, 3, 3)), group=2, pads=(1,) * 4)
+    z = completed(completed(y, True), False)
+    last = conv(z, constant(random(5, y.shape[1], 1, 1)))
+    assert check(x, last, value)["kernels"] == 3  # the image, the convolution, the last one

@@ -13,6 +13,7 @@ from tilewright.dtypes import DType
 from tilewright.fusion.attention import find_attention
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.inline import topological
+from tilewright.fusion.phases import in_place
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.splits import Split, Splits
 from tilewright.fusion.weights import PackedWeights
@@ -77,6 +78,8 @@ def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
         current = renewed(t, done)
         if t.name not in names:
             current = splits.follow(current)
+            alone = all(readers[s.name] == {t.name} and s.name not in names for s in sources(t))
+            current = (alone and in_place(current, means.lanes)) or current
         c = find_convolution(current)
         attention = find_attention(current, readers, names, means.lanes[FLOAT_BITS])
         done[t.name] = attention or (c and _choose(c, means)) or current
