@@ -383,3 +383,26 @@ def test_what_completes_a_result_taken_apart_is_computed_with_it(transposed: boo
     last = conv(z, constant(random(5, y.shape[1], 1, 1)))
     _, seen = on_interpreter(x, last, value)
     assert seen["kernels"] == 3  # the image, the convolution with its maps, the last one
+
+
+def test_phases_that_do_not_come_out_even() -> None:
+    x, middle, value = image((1, 6, 5, 4), True)
+    y = conv_transpose(middle, constant(random(6, 8, 3, 3)), strides=(2, 2), pads=(1,) * 4)
+    last = conv(completed(y, True), constant(random(5, 8, 1, 1)))
+    assert y.shape[2:] == (9, 7)
+    check_plainly(x, last, value)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_small_groups(share: int) -> None:
+    inputs = 2 if share == 1 else 1
+    x, middle, value = image((2, 8 * inputs, 6, 5), True)
+    w = constant(random(8 * share, inputs, 3, 2))
+    y = conv(middle, w, group=8, strides=(1, 2), pads=(1, 0, 2, 1))
+    check_plainly(x, y, value)
+
+
+def check_plainly(x: Placeholder, y: Tensor, value: np.ndarray) -> None:
+    """By the loops alone."""
+    want, (got, _) = evaluate(y, {x.name: value}), on_interpreter(x, y, value)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
