@@ -63,6 +63,7 @@ def on_interpreter(x: Placeholder, y: Tensor, value: np.ndarray) -> tuple[np.nda
     for group in form_groups(whole):
         n = lower(group, whole)
         kernel = verify(choose_schedule(n, SMALL))
+        seen["kernels"] += 1
         seen["winograd"] += group.winograd is not None
         seen["tiles"] += any(isinstance(s, Tile) for s in walk(kernel.body))
         env = {}
@@ -152,6 +153,7 @@ def test_convolutions(
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     before=st.integers(0, 2),
     more=st.integers(0, 1),
+    completes=st.booleans(),
 )
 def test_transposed_convolutions(
     group: int,
@@ -162,6 +164,7 @@ def test_transposed_convolutions(
     strides: tuple[int, int],
     before: int,
     more: int,
+    completes: bool,
 ) -> None:
     out = [
         (n - 1) * s + more + k - before for n, s, k in zip(extents, strides, kernel, strict=True)
@@ -174,7 +177,47 @@ def test_transposed_convolutions(
     y = conv_transpose(
         middle, w, group=group, strides=strides, pads=pads, output_padding=(more, more)
     )
+    if completes:
+        y = conv(completed(y, False), constant(random(3, y.shape[1], 1, 1, seed=3)))
     check(x, y, value)
+
+
+@PATIENT
+@given(
+    batch=st.integers(1, 2),
+    inputs=st.integers(2, 6),
+    outputs=st.integers(4, 9),
+    places=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    taps=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    fewer=st.integers(0, 1),
+    upper=st.booleans(),
+    residual=st.booleans(),
+)
+def test_phases_stand_where_they_belong(
+    batch: int,
+    inputs: int,
+    outputs: int,
+    places: tuple[int, int],
+    strides: tuple[int, int],
+    taps: tuple[int, int],
+    fewer: int,
+    upper: bool,
+    residual: bool,
+) -> None:
+    """Transposed convolutions whose results are whole strides, with maps and a product after."""
+    kernel = [max(1, s * t - fewer) for s, t in zip(strides, taps, strict=True)]
+    x, middle, value = image((batch, inputs, *places), True)
+    y = conv_transpose(
+        middle,
+        constant(random(inputs, outputs, *kernel, seed=1)),
+        constant(random(outputs, seed=2)),
+        strides=strides,
+        auto_pad="SAME_UPPER" if upper else "SAME_LOWER",
+    )
+    z = completed(y, residual)
+    last = conv(z, constant(random(5, outputs, 1, 1, seed=3)))
+    check(x, last, value)
 
 
 @pytest.fixture
@@ -277,6 +320,7 @@ def test_every_strategy_is_met() -> None:
     means, cases = (
         Means(SMALL.lanes, PackedWeights()),
         {
+            "spread_groups": ((1, 16, 9, 9), (8, 2, 3, 3), 8),
             "split_groups": ((1, 8, 9, 9), (8, 4, 3, 3), 2),
             "gather_few_outputs": ((1, 8, 9, 9), (1, 8, 3, 3), 1),
             "widen_lines": ((1, 3, 9, 9), (8, 3, 3, 3), 1),
@@ -288,3 +332,77 @@ def test_every_strategy_is_met() -> None:
         assert c is not None
         taken = [s.__name__ for s in STRATEGIES if s(c, means) is not None]
         assert taken[0] == name
+
+
+@PATIENT
+@given(
+    batch=st.integers(1, 2),
+    group=st.integers(2, 9),
+    inputs=st.integers(1, 5),
+    share=st.integers(1, 5),
+    extents=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    down=windows,
+    along=windows,
+    several=st.booleans(),
+)
+def test_groups_and_the_maps_after_them(
+    batch: int,
+    group: int,
+    inputs: int,
+    share: int,
+    extents: tuple[int, int],
+    down: tuple[int, int, int, int],
+    along: tuple[int, int, int, int],
+    several: bool,
+) -> None:
+    """Groups of every size, what completes them, and what reads that in a form of its own."""
+    kernel, strides, dilations, pads = zip(down, along, strict=True)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    if any(n + 2 * p < r for n, p, r in zip(extents, pads, reach, strict=True)):
+        return
+    x, middle, value = image((batch, group * inputs, *extents), True)
+    w = constant(random(group * share, inputs, *kernel, seed=1))
+    bias = constant(random(group * share, seed=2))
+    y = conv(middle, w, bias, group=group, strides=strides, dilations=dilations, pads=pads * 2)
+    z = completed(y, several)
+    if several:
+        z = compute(z.shape, lambda *i: z[i] * y[i])
+    last = conv(z, constant(random(5, group * share, 1, 1, seed=3)))
+    check(x, last, value)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_completes_a_result_taken_apart_is_computed_with_it(transposed: bool) -> None:
+    x, middle, value = image((1, 12, 6, 6), True)
+    if transposed:
+        weights = constant(random(12, 8, 4, 4))
+        y = conv_transpose(middle, weights, strides=(2, 2), pads=(1,) * 4)
+    else:
+        y = conv(middle, constant(random(12, 6, 3, 3)), group=2, pads=(1,) * 4)
+    z = completed(completed(y, True), False)
+    last = conv(z, constant(random(5, y.shape[1], 1, 1)))
+    _, seen = on_interpreter(x, last, value)
+    assert seen["kernels"] == 3  # the image, the convolution with its maps, the last one
+
+
+def test_phases_that_do_not_come_out_even() -> None:
+    x, middle, value = image((1, 6, 5, 4), True)
+    y = conv_transpose(middle, constant(random(6, 8, 3, 3)), strides=(2, 2), pads=(1,) * 4)
+    last = conv(completed(y, True), constant(random(5, 8, 1, 1)))
+    assert y.shape[2:] == (9, 7)
+    check_plainly(x, last, value)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_small_groups(share: int) -> None:
+    inputs = 2 if share == 1 else 1
+    x, middle, value = image((2, 8 * inputs, 6, 5), True)
+    w = constant(random(8 * share, inputs, 3, 2))
+    y = conv(middle, w, group=8, strides=(1, 2), pads=(1, 0, 2, 1))
+    check_plainly(x, y, value)
+
+
+def check_plainly(x: Placeholder, y: Tensor, value: np.ndarray) -> None:
+    """By the loops alone."""
+    want, (got, _) = evaluate(y, {x.name: value}), on_interpreter(x, y, value)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())

@@ -13,8 +13,10 @@ from tilewright.dtypes import DType
 from tilewright.fusion.attention import find_attention
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.decide import Pick, Point, by_cost_model
-from tilewright.fusion.inline import channels_last_strides, topological
+from tilewright.fusion.inline import topological
+from tilewright.fusion.phases import in_place
 from tilewright.fusion.renew import renewed
+from tilewright.fusion.splits import Split, Splits
 from tilewright.fusion.weights import PackedWeights
 from tilewright.fusion.winograd import (
     POINTS,
@@ -44,6 +46,10 @@ DIRECT = 0  # stands for the window itself, beside the sizes of Winograd's tiles
 FEW_OUTPUTS = 4  # fewer channels of results than this do not make the columns of a tile
 
 
+MOST_COPIES = 4  # of an image, one for every channel of a group
+SMALL_GROUP = 4  # groups that share a vector before copies of the image pay
+
+
 @dataclass(frozen=True)
 class Means:
     """What strategies go by: vector length by bits of an element, where constants are kept,
@@ -69,14 +75,20 @@ Strategy = Callable[[Convolution, Means], Tensor | None]
 def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     """Equal outputs, with convolutions in the form that suits them."""
     done: dict[str, Tensor] = {}
+    splits = Splits()
     order = topological(outputs)
     readers = _readers(order)
     names = frozenset(t.name for t in outputs)
     for t in order:
         current = renewed(t, done)
+        if t.name not in names:
+            current = splits.follow(current)
+            alone = all(readers[s.name] == {t.name} and s.name not in names for s in sources(t))
+            current = (alone and in_place(current, means.lanes)) or current
         c = find_convolution(current)
         attention = find_attention(current, readers, names, means.lanes[FLOAT_BITS])
         done[t.name] = attention or (c and _choose(c, means)) or current
+        splits.note(done[t.name])
     return [done[t.name] for t in outputs]
 
 
@@ -106,27 +118,46 @@ def _named(made: Tensor, old: Compute) -> Tensor:
 def split_groups(c: Convolution, means: Means) -> Tensor | None:
     """Groups of several channels each, as an axis of their own, so that every group is a
     contraction."""
-    if c.groups == 1 or c.inputs == 1:
-        return None
     share, rank = c.outputs // c.groups, len(c.dims)
+    if c.groups == 1 or share == 1 or (c.inputs == 1 and share < means.lanes_of(c)):
+        return None
+    split = Split((1, share, *[1] * rank))
 
-    def element(n: Expr, g: Expr, o: Expr, *axes: Expr) -> Expr:
-        out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
+    def element(n: Expr, g: Expr, *axes: Expr) -> Expr:
+        out, o, i, k = axes[:rank], axes[rank], axes[rank + 1], axes[rank + 2 :]
         positions = [d.at(a, b) for d, a, b in zip(c.dims, out, k, strict=True)]
         value = c.pixel_or_zero(n, g * c.inputs + i, positions)
         return value * c.weight(g * share + o, i, *k)
 
-    out = [d.out for d in c.dims]
     over = [c.inputs, *(d.kernel for d in c.dims)]
-    grouped = compute((c.batch, c.groups, share, *out), element, reduce=ScalarOp.ADD, over=over)
-    last = channels_last_strides(c.result.shape)
-    strides = (last[0], share * last[1], *last[1:])
-    stored = replace(grouped, strides=strides, op=c.result.op, node=c.result.node)
-    return compute(
-        c.result.shape,
-        lambda n, o, *out: stored[(n, o // share, o % share, *out)],
-        channels_last=True,
-    )
+    grouped = compute(split.shape(c.result.shape), element, reduce=ScalarOp.ADD, over=over)
+    return split.joined(replace(grouped, op=c.result.op, node=c.result.node))
+
+
+def spread_groups(c: Convolution, means: Means) -> Tensor | None:
+    """Small groups: a padded copy in which every channel of results finds each of its inputs at its
+    own place, so that neighbouring groups fill a vector."""
+    share, rank, lanes = c.outputs // c.groups, len(c.dims), means.lanes_of(c)
+    if c.groups == 1 or c.inputs > MOST_COPIES or c.inputs == share == 1:
+        return None
+    if (share * SMALL_GROUP > lanes and c.inputs > 1) or share >= lanes or c.outputs < lanes:
+        return None
+    extents = [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
+
+    def spread(n: Expr, *axes: Expr) -> Expr:
+        positions = [p - d.before for p, d in zip(axes, c.dims, strict=False)]
+        i, o = axes[rank:]
+        return c.pixel_or_zero(n, o // share * c.inputs + i, positions)
+
+    image = compute((c.batch, *extents, c.inputs, c.outputs), spread)
+
+    def element(n: Expr, o: Expr, *axes: Expr) -> Expr:
+        out, i, k = axes[:rank], axes[rank], axes[rank + 1 :]
+        places = [a * d.stride + b * d.dilation for d, a, b in zip(c.dims, out, k, strict=True)]
+        return image[(n, *places, i, o)] * c.weight(o, i, *k)
+
+    over = [c.inputs, *(d.kernel for d in c.dims)]
+    return compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
 
 
 def gather_few_outputs(c: Convolution, means: Means) -> Tensor | None:
@@ -288,6 +319,7 @@ def _is_plain_3x3(c: Convolution) -> bool:
 
 
 STRATEGIES: tuple[Strategy, ...] = (
+    spread_groups,
     split_groups,
     gather_few_outputs,
     pad_planes,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tilewright.loops.ir import Expr
+from tilewright.loops.ir import Expr, index_const
 from tilewright.ops.common import fail, inside
 from tilewright.ops.windows import Window, both_sides, per_dimension
 
@@ -77,8 +77,9 @@ class Phases:
         """The phase of an output position and its place there."""
         u = o + self.window.before if self.window.before else o
         if self.count == 1:
-            return u % 1, u - self.first
-        return u % self.count, u // self.count - self.first
+            return index_const(0), u - self.first if self.first else u
+        place = u // self.count
+        return u % self.count, place - self.first if self.first else place
 
     def kernel(self, phase: Expr, tap: Expr) -> Expr:
         """The kernel position of a tap, taps running as the input does."""
