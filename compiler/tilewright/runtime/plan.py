@@ -24,6 +24,7 @@ from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import Means, restructure
+from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.affine import Range, interval
 from tilewright.loops.ir import (
@@ -104,6 +105,7 @@ class Plan:
         legal = restructure(legal, Means(tile_limits().lanes, weights))
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
         program = pack_operands(program, tile_limits().lanes, weights)
+        self._settled = settle(program, weights)
         self.decisions = program.decisions
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
         scheduled, emitted = _generate(lowered)
@@ -150,6 +152,7 @@ class Plan:
             for t in n.tensors:
                 slot = len(values)
                 values.append(0)
+                t = self._settled.get(t.name, t)
                 if isinstance(t, Constant):
                     values[slot] = self._constant(t)
                 elif t.name in input_at:
@@ -172,9 +175,10 @@ class Plan:
     ) -> dict[str, int]:
         spans: dict[str, list[int]] = {}
         sizes: dict[str, int] = {}
+        fixed = {*self._settled, *input_at, *output_at}
         for step, n in enumerate(lowered):
             for t in n.tensors:
-                if isinstance(t, Constant) or t.name in input_at or t.name in output_at:
+                if isinstance(t, Constant) or t.name in fixed:
                     continue
                 spans.setdefault(t.name, [step, step])[1] = step
                 sizes[t.name] = footprint(t) * t.dtype.itemsize
