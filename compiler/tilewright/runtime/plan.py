@@ -102,7 +102,8 @@ class Plan:
     ) -> None:
         self._executor = Executor(options.threads, cache)
         legal = legalize(outputs)
-        legal = restructure(legal, Means(tile_limits().lanes, weights))
+        means = Means(tile_limits().lanes, weights, machine.multiplies_bytes())
+        legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
         program = pack_operands(program, tile_limits().lanes, weights)
         self._settled = settle(program, weights)

@@ -65,7 +65,7 @@ def schedule_key(lowered: Lowered) -> Hashable:
         return group.nest is None, structure(lowered.kernel)
     c, main = group.contraction, group.members[0]
     places = [main.axes.index(a) if a else -1 for a in (c.rows, c.columns)]
-    return (*places, main.dtype, c.b.load.buffer.shape[-1], structure(lowered.kernel))
+    return (*places, main.dtype, c.panel_width, structure(lowered.kernel))
 
 
 class _Builder:
@@ -188,7 +188,7 @@ def _tile(builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimit
     columns = positions[c.columns]
     rows, height = _merge_rows(builder, positions[c.rows]) if c.rows else "", 1
     width = lowered.group.members[0].dtype.bits
-    panel = c.b.load.buffer.shape[-1]
+    panel = c.panel_width
     vectors = max(1, panel // limits.lanes[width])
     if rows:
         builder.attempt(Swap(rows, columns))
