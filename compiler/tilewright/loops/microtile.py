@@ -183,7 +183,7 @@ def _byte_tile(
     base_b = _start_of_quads(bt, inner, columns, width)
     if {rows, columns, inner.axis} & at.nonlinear_axes() or at.coefficient(columns):
         return None
-    if base_b is None or rows in variables_of(base_b) or at.coefficient(inner.axis) != 1:
+    if base_b is None or rows in _axes_of(base_b) or at.coefficient(inner.axis) != 1:
         return None
     base = GuardedRows(at.without(rows).without(inner.axis), (), None)
     loops = tuple(depth[:-1])
@@ -203,10 +203,10 @@ def _start_of_quads(form: Linear, inner: For, columns: str, width: int) -> Linea
     if any(terms.pop(atom, None) != c for atom, c in panel.items()):
         return None
     left = Linear(tuple(terms.items()), form.constant)
-    return None if {columns, inner.axis} & variables_of(left) else left
+    return None if {columns, inner.axis} & _axes_of(left) else left
 
 
-def variables_of(form: Linear) -> frozenset[str]:
+def _axes_of(form: Linear) -> frozenset[str]:
     """The axes that a linear form depends on."""
     return frozenset().union(*(variables(a) for a, _ in form.terms))
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from tilewright.codegen.emit import Emitted, emit
 from tilewright.errors import ExecutionError, UnsupportedError
+from tilewright.fusion.extremes import split_extremes
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
@@ -105,6 +106,7 @@ class Plan:
         means = Means(tile_limits().lanes, weights, machine.multiplies_bytes())
         legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
+        program = split_extremes(program, tile_limits().lanes)
         program = pack_operands(program, tile_limits().lanes, weights)
         self._settled = settle(program, weights)
         self.decisions = program.decisions
