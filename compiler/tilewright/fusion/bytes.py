@@ -35,9 +35,10 @@ from tilewright.loops.microtile import QUAD
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import reduce, select
 from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant
-from tilewright.ops.windows import guard
+from tilewright.ops.windows import Window, guard
 
 MIDDLE = 128  # between the unsigned and the signed reading of a byte
+WRITTEN_OUT = 8  # terms of a sum
 MAX_DEPTH = 1 << 15  # products of which no sum leaves 32 bits
 
 
@@ -291,8 +292,10 @@ def _convolution(c: Convolution, kept: PackedWeights) -> Compute | None:
 
     def corrected(*i: Expr) -> Expr:
         za = image.zero_at(i, DType.U8)
-        zb = pixels and weights.zero_at((i[1], *[index_const(0)] * (rank + 1)), DType.I8)
-        of_pixels = pixels and pixels[(i[0], *i[2:])]
+        if pixels is None:
+            return _corrected(raw[i], za, signed.sums[i[1]], None, None, 0)
+        zb = weights.zero_at((i[1], *[index_const(0)] * (rank + 1)), DType.I8)
+        of_pixels = pixels[(i[0], *i[2:])]
         return _corrected(raw[i], za, signed.sums[i[1]], zb, of_pixels, c.taps * c.inputs)
 
     return compute(c.result.shape, corrected, channels_last=True)
@@ -332,13 +335,26 @@ def _lines(c: Convolution, x: Bytes) -> Tensor:
 
 
 def _window_sums(c: Convolution, lines: Tensor) -> Compute:
-    """The sums of the pixels in each window: over channels first, then over the window."""
-    pixels, rank = _sums(lines, (-1,)), len(c.dims)
-    if c.taps == 1 and all(d.stride == 1 for d in c.dims):
-        return pixels
+    """The sums of the pixels in each window: over channels first, then along each dimension."""
+    sums, rank = _sums(lines, (-1,)), len(c.dims)
+    for k in reversed(range(rank)):
+        sums = _along(sums, k + 1, c.dims[k])
+    return sums
 
-    def element(n: Expr, *axes: Expr) -> Expr:
-        return pixels[(n, *_places(c, axes[:rank], axes[rank:]))]
 
-    shape = (c.batch, *(d.out for d in c.dims))
-    return compute(shape, element, reduce=ScalarOp.ADD, over=[d.kernel for d in c.dims])
+def _along(sums: Compute, at: int, d: Window) -> Compute:
+    """The sums over the windows along one dimension; small ones written out, which is faster."""
+    if d.kernel == 1 and d.stride == 1:
+        return sums
+    shape = [d.out if k == at else n for k, n in enumerate(sums.shape)]
+
+    def tap(i: Sequence[Expr], k: Expr | int) -> Expr:
+        return sums[[*i[:at], i[at] * d.stride + k * d.dilation, *i[at + 1 :]]]
+
+    def written_out(*i: Expr) -> Expr:
+        return sum((tap(i, k) for k in range(1, d.kernel)), start=tap(i, 0))
+
+    if d.kernel <= WRITTEN_OUT:
+        return compute(shape, written_out)
+    over = [d.kernel]
+    return compute(shape, lambda *i: tap(i[:-1], i[-1]), reduce=ScalarOp.ADD, over=over)

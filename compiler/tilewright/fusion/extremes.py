@@ -29,7 +29,7 @@ def split_extremes(program: Program, lanes: Mapping[int, int]) -> Program:
     order: list[Tensor] = []
     for t in program.order:
         steps = _steps(t, lanes) if isinstance(t, Compute) else []
-        order += [*steps, t] if not steps else steps
+        order += steps or [t]
     program.order = order
     program.consumers = {t.name: [] for t in order}
     for t in order:

@@ -85,7 +85,8 @@ class _Grouper:
         candidates = {
             id(g): g for s in sources(t) if (g := self.group_of.get(s.name)) and not g.nest
         }
-        for g in sorted(reversed(candidates.values()), key=lambda g: not self._on_tiles(g)):
+        latest_first = list(candidates.values())[::-1]
+        for g in sorted(latest_first, key=lambda g: not self._on_tiles(g)):
             rows, why = self._may_join(t, g)
             if why is None:
                 g.members.append(t)

@@ -14,13 +14,13 @@ from tilewright.loops.ir import (
     Block,
     Cast,
     Const,
+    Expr,
     For,
     Load,
     Stmt,
     Store,
     Tile,
     Var,
-    index_const,
     variables,
 )
 from tilewright.loops.locate import offset
@@ -125,8 +125,8 @@ def _microtile(
     width: int,
 ) -> Microtile | None:
     match s.value:
-        case Apply(op=ScalarOp.MUL, args=(Cast(arg=Load() as a), Cast(arg=Load() as b))):
-            return _byte_tile(s, a, b, depth, rows, columns, ranges, width)
+        case Apply(op=ScalarOp.MUL, args=(Cast(arg=Load() as x), Cast(arg=Load() as y))):
+            return _byte_tile(s, x, y, depth, rows, columns, ranges, width)
         case Apply(op=ScalarOp.MUL, args=(factor, Load() as b)) if s.op is ScalarOp.ADD:
             guards, a = unguarded(factor, 0.0)
         case _:
@@ -195,12 +195,12 @@ def _start_of_quads(form: Linear, inner: For, columns: str, width: int) -> Linea
     k, extent = Var(inner.axis), inner.extent
     if not isinstance(extent, Const) or int(extent.value) % QUAD:
         return None
-    panel = {Var(columns): QUAD, Apply(ScalarOp.MOD, (k, index_const(QUAD))): 1}
-    panel[Apply(ScalarOp.FLOORDIV, (k, index_const(QUAD)))] = width * QUAD
+    panel: dict[Expr, int] = {Var(columns): QUAD, k % QUAD: 1}
+    panel[k // QUAD] = width * QUAD
     if extent.value == QUAD:
         panel = {Var(columns): QUAD, k: 1}
     terms = dict(form.terms)
-    if any(terms.pop(atom, None) != c for atom, c in panel.items()):
+    if any(terms.pop(atom, 0) != c for atom, c in panel.items()):
         return None
     left = Linear(tuple(terms.items()), form.constant)
     return None if {columns, inner.axis} & _axes_of(left) else left

@@ -25,6 +25,7 @@ from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import Means, restructure
+from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.affine import Range, interval
@@ -106,7 +107,7 @@ class Plan:
         means = Means(tile_limits().lanes, weights, machine.multiplies_bytes())
         legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
-        program = split_extremes(program, tile_limits().lanes)
+        program = split_extremes(copy_results(program), tile_limits().lanes)
         program = pack_operands(program, tile_limits().lanes, weights)
         self._settled = settle(program, weights)
         self.decisions = program.decisions

@@ -29,6 +29,7 @@ WINDOW = 16  # the largest summed extent that counts as a window and is printed 
 BITS_PER_BYTE = 8
 ROWS_BYTES = 512 << 10  # of the left operand that should stay in the second level
 BLOCK_OVERHEAD = 0.7  # of a block of rows, in rows
+SQUARE = 16  # elements of a cache line
 VECTOR_BLOCK = (
     64  # elements that are accumulated side by side where the summed axis is not contiguous
 )
@@ -107,9 +108,30 @@ def _bind(builder: _Builder, axes: list[str]) -> None:
 
 
 def _map(builder: _Builder) -> None:
+    if _transpose(builder):
+        _bind(builder, builder.axes[:-2])
+        return
     _merge_all(builder)
     axes = builder.axes
     _bind(builder, axes if len(axes) == 1 else axes[:-1])
+
+
+def _transpose(builder: _Builder) -> bool:
+    """Copy line by line of what is read, a cache line's worth of lines at a time, where that is
+    not how it is written."""
+    found = [n for n in walk(builder.kernel.body) if isinstance(n, Load)]
+    if len(found) != 1 or len(builder.axes) < 2:
+        return False
+    form = offset(found[0].buffer, found[0].index, axis_ranges(builder.kernel.body))
+    sides = [a for a in builder.axes if form.coefficient(a) == 1]
+    written = builder.axes[-1]
+    if len(sides) != 1 or written in sides or builder.extent(sides[0]) < SQUARE:
+        return False
+    read = sides[0]
+    for axis in builder.axes[builder.axes.index(read) + 1 :]:
+        if not builder.attempt(Swap(read, axis)):
+            return False
+    return builder.attempt(Block(written, SQUARE))
 
 
 def _reduce(builder: _Builder, limits: TileLimits) -> None:
