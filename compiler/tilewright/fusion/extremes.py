@@ -12,12 +12,13 @@ from math import prod
 from tilewright.fusion.contraction import address, ranges_of
 from tilewright.fusion.inline import Program
 from tilewright.loops.affine import simplify_loads
-from tilewright.loops.ir import Expr, Load, Var, substitute, walk
+from tilewright.loops.ir import Expr, Load, Operand, Var, substitute, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum
-from tilewright.ops.tensor import Compute, Tensor, compute, sources
+from tilewright.ops.tensor import Compute, Reduction, Tensor, compute, sources
 
 VECTORS = 2  # of lanes that are kept apart
+LINE = 8  # vectors that a contiguous axis should have
 MAX_PARTS = 64
 PART = 1 << 14  # elements that make a part
 FEW = 256  # elements for which one loop does as well
@@ -42,42 +43,76 @@ def _steps(t: Compute, lanes: Mapping[int, int]) -> list[Compute]:
     """What takes the place of t, itself under its name at the end; nothing if t stays."""
     if t.reduction is None or t.reduction.op not in (ScalarOp.MIN, ScalarOp.MAX) or t.size != 1:
         return []
-    extents, width = dict(t.reduction.axes), VECTORS * lanes.get(t.dtype.bits, 0)
-    along = _contiguous(t)
-    if not width or prod(extents.values()) < FEW or along is None or extents[along] < width:
+    one = lanes.get(t.dtype.bits, 0)
+    if not one or _count(t) < FEW or (found := _contiguous(t, LINE * one)) is None:
         return []
-    parts = _partial(t, along, width)
+    whole, along = found
+    length = _extents(whole)[along]
+    if length < one:
+        return []
+    width = VECTORS * one if length >= VECTORS * one else one
+    parts = _partial(whole, along, width)
     steps = [parts]
     if parts.shape[0] > 1:
         op = t.reduction.op
-        steps.append(compute((width,), lambda k, p: parts[p, k], reduce=op, over=parts.shape[:1]))
-        steps[-1] = replace(steps[-1], op=t.op, node=t.node)
-    lane = replace(t.reduction, axes=((along, width),))
+        lane = compute((width,), lambda k, p: parts[p, k], reduce=op, over=parts.shape[:1])
+        steps.append(replace(lane, op=t.op, node=t.node))
     last = steps[-1]
-    index = (Var(along),) if last.rank == 1 else (0, Var(along))
-    return [*steps, replace(t, body=last[index], reduction=lane)]
+    index: tuple[Operand, ...] = (Var(along),) if last.rank == 1 else (0, Var(along))
+    over = replace(t.reduction, axes=((along, width),))
+    return [*steps, replace(t, body=last[index], reduction=over)]
 
 
-def _contiguous(t: Compute) -> str | None:
-    """The longest axis along which the elements of the largest operand lie side by side."""
+def _extents(t: Compute) -> dict[str, int]:
     assert t.reduction is not None
-    form = address(t, max(_loads(t), key=lambda n: prod(n.buffer.shape)))
-    fitting = [x for x in t.reduction.axes if form.coefficient(x[0]) == 1]
-    return max(fitting, key=lambda x: x[1], default=(None, 0))[0]
+    return dict(t.reduction.axes)
 
 
-def _loads(t: Compute) -> list[Load]:
-    return [n for n in walk(t.body) if isinstance(n, Load)]
+def _count(t: Compute) -> int:
+    return prod(_extents(t).values())
+
+
+def _main(t: Compute) -> Load:
+    """The read of the largest operand."""
+    loads = [n for n in walk(t.body) if isinstance(n, Load)]
+    return max(loads, key=lambda n: prod(n.buffer.shape))
+
+
+def _contiguous(t: Compute, enough: int) -> tuple[Compute, str] | None:
+    """The axis along which the elements of the largest operand lie side by side; shorter than
+    `enough`, it takes in those next to it."""
+    form, extents = address(t, _main(t)), _extents(t)
+    fitting = [a for a in extents if form.coefficient(a) == 1 and extents[a] > 1]
+    if not fitting:
+        return None
+    along = max(fitting, key=lambda a: extents[a])
+    following = [a for a in extents if form.coefficient(a) == extents[along] and extents[a] > 1]
+    if extents[along] >= enough or not following or following[0] == along:
+        return t, along
+    return _contiguous(_merged(t, following[0], along), enough)
+
+
+def _merged(t: Compute, outer: str, inner: str) -> Compute:
+    """t with two of its axes as one, under the name of the inner one."""
+    extents = _extents(t)
+    n = extents[inner]
+    env: dict[str, Expr] = {outer: Var(inner) // n, inner: Var(inner) % n}
+    extents[inner] = extents.pop(outer) * n
+    made = replace(
+        t,
+        body=substitute(t.body, env),
+        reduction=Reduction(t.reduction.op, tuple(extents.items())),  # type: ignore[union-attr]
+    )
+    return replace(made, body=simplify_loads(made.body, ranges_of(made)))
 
 
 def _partial(t: Compute, along: str, width: int) -> Compute:
     """The extremes of parts, lane by lane: as [part, lane]."""
     assert t.reduction is not None
-    extents = dict(t.reduction.axes)
-    form = address(t, max(_loads(t), key=lambda n: prod(n.buffer.shape)))
+    extents, form = _extents(t), address(t, _main(t))
     others = sorted((a for a in extents if a != along), key=lambda a: -form.coefficient(a))
     outer = next((a for a in others if extents[a] > 1), None)
-    count = min(MAX_PARTS, max(1, prod(extents.values()) // PART), extents.get(outer or "", 1))
+    count = min(MAX_PARTS, max(1, _count(t) // PART), extents.get(outer or "", 1))
     step = extents[outer] // count if outer else 1
     over = [extents[a] - (count - 1) * step if a == outer else extents[a] for a in others]
     length = extents[along]
