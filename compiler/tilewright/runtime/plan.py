@@ -19,6 +19,7 @@ import numpy as np
 from tilewright.codegen.emit import Emitted, emit
 from tilewright.errors import ExecutionError, UnsupportedError
 from tilewright.fusion.extremes import split_extremes
+from tilewright.fusion.gates import quotients_before_quantisation
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
@@ -103,7 +104,7 @@ class Plan:
         weights: PackedWeights,
     ) -> None:
         self._executor = Executor(options.threads, cache)
-        legal = legalize(outputs)
+        legal = legalize(quotients_before_quantisation(outputs))
         means = Means(tile_limits().lanes, weights, machine.multiplies_bytes())
         legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
