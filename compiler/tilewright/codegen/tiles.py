@@ -28,7 +28,7 @@ from tilewright.loops.ir import (
 from tilewright.loops.locate import offset
 from tilewright.loops.microtile import ColumnTile, Microtile, Place, place_of, tile_form
 from tilewright.loops.window import GuardedRows
-from tilewright_kernels.cpu.machine import machine, multiplies_bytes
+from tilewright_kernels.cpu.machine import machine
 
 
 class Printer(Protocol):
@@ -69,8 +69,6 @@ def print_tile(
         return [_byte_product(printer, bytes_form, place, target)]
     form = tile_form(steps, s.rows, s.columns, ranges, place.width)
     assert form is not None, "checked by Tensorize"
-    if isinstance(form, Microtile) and form.of_bytes and not multiplies_bytes():
-        return None
     if isinstance(form, Microtile) and _is_panel(form, place.width // lanes):
         return [_panel_product(printer, form, place, target, place.width // lanes)]
     return _on_registers(printer, s, form, place, target)

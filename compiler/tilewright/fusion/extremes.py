@@ -15,7 +15,7 @@ from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import Expr, Load, Operand, Var, substitute, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum
-from tilewright.ops.tensor import Compute, Reduction, Tensor, compute, sources
+from tilewright.ops.tensor import Compute, Tensor, compute, sources
 
 VECTORS = 2  # of lanes that are kept apart
 LINE = 8  # vectors that a contiguous axis should have
@@ -98,11 +98,9 @@ def _merged(t: Compute, outer: str, inner: str) -> Compute:
     n = extents[inner]
     env: dict[str, Expr] = {outer: Var(inner) // n, inner: Var(inner) % n}
     extents[inner] = extents.pop(outer) * n
-    made = replace(
-        t,
-        body=substitute(t.body, env),
-        reduction=Reduction(t.reduction.op, tuple(extents.items())),  # type: ignore[union-attr]
-    )
+    assert t.reduction is not None
+    body: Expr = substitute(t.body, env)  # type: ignore[assignment]
+    made = replace(t, body=body, reduction=replace(t.reduction, axes=tuple(extents.items())))
     return replace(made, body=simplify_loads(made.body, ranges_of(made)))
 
 

@@ -8,13 +8,12 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from tilewright_kernels.cpu.bytes import GROUP, dot
 from tilewright_kernels.cpu.intrinsics import intrinsic
 from tilewright_kernels.cpu.matmul import Product
-from tilewright_kernels.cpu.tile import Tile, pack, unpack
-from tilewright_kernels.cpu.values import I8, I32, call_intrinsic
+from tilewright_kernels.cpu.tile import pack, unpack
+from tilewright_kernels.cpu.values import I8, I32
 from tilewright_kernels.cpu.vectors import load_vector, splat, word
-
-QUAD = 4
 
 
 class _ByteProduct(Product):
@@ -23,27 +22,20 @@ class _ByteProduct(Product):
 
     def step(self, builder: Any, k: Any, registers: Sequence[Any]) -> list[Any]:
         tile = self.tile
-        first = builder.mul(k, word(QUAD * tile.width))
-        places = [builder.add(first, word(v * QUAD * tile.lanes)) for v in range(tile.vectors)]
-        bytes_of_register = ir.VectorType(I8, QUAD * tile.lanes)
+        first = builder.mul(k, word(GROUP * tile.width))
+        places = [builder.add(first, word(v * GROUP * tile.lanes)) for v in range(tile.vectors)]
+        bytes_of_register = ir.VectorType(I8, GROUP * tile.lanes)
         loaded = [load_vector(builder, self.panel, bytes_of_register, p) for p in places]
         columns = [builder.bitcast(c, tile.vector) for c in loaded]
-        along = builder.mul(k, word(QUAD))
+        along = builder.mul(k, word(GROUP))
         results = []
         for r, row in enumerate(self.rows):
             quad = builder.bitcast(builder.gep(row, [along]), I32.as_pointer())
             element = splat(builder, builder.load(quad, align=1), tile.vector)
             for v, column in enumerate(columns):
                 sums = registers[r * tile.vectors + v]
-                results.append(_add_products(builder, tile, sums, element, column))
+                results.append(dot(builder, sums, element, column))
         return results
-
-
-def _add_products(builder: Any, tile: Tile, sums: Any, unsigned: Any, signed: Any) -> Any:
-    """The sums plus, in every lane, four products of bytes."""
-    bits = tile.lanes * 32
-    name = f"llvm.x86.avx512.vpdpbusd.{bits}"
-    return call_intrinsic(builder, name, tile.vector, [sums, unsigned, signed])
 
 
 @intrinsic
