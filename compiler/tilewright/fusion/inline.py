@@ -43,7 +43,7 @@ EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
     for n in (
         "EXP LOG SIN COS TAN ASIN ACOS ATAN SINH COSH TANH ASINH ACOSH ATANH ERF SIGMOID LOG1P"
-        " EXPM1 POW"
+        " EXPM1 POW RATIONAL_SIGMOID RATIONAL_TANH"
     ).split()
 )
 
