@@ -22,7 +22,7 @@ from tilewright.runtime.store import Store
 from tilewright_kernels.cpu.machine import machine
 
 Check = Callable[[str], None]
-Target = Callable[[str], None]
+Target = Callable[..., None]
 
 PROCESSORS = {"avx512": "skylake-avx512", "avx2": "haswell"}
 SUMMED_AXIS = re.compile(r"\br\d+_")  # numbered through the whole process
@@ -48,9 +48,9 @@ def target(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
     monkeypatch.setattr("tilewright.driver.KernelCache", Nowhere)
     monkeypatch.setattr("tilewright.runtime.plan.Executor", Nowhere)
 
-    def choose(name: str) -> None:
+    def choose(name: str, features: str = "") -> None:
         monkeypatch.setenv("NUMBA_CPU_NAME", PROCESSORS[name])
-        monkeypatch.setenv("NUMBA_CPU_FEATURES", "")
+        monkeypatch.setenv("NUMBA_CPU_FEATURES", features)
         machine.cache_clear()
 
     yield choose
@@ -172,6 +172,19 @@ TILES = {
     ),
 }
 
+BYTES = Case(
+    """g (float[n,38] x) => (float[n,m] y) {
+      q, scale, zero = DynamicQuantizeLinear(x)
+      bytes = Cast<to = 3>(w)
+      sums = MatMulInteger(q, bytes, zero)
+      exact = Cast<to = 1>(sums)
+      scaled = Mul(exact, scale)
+      y = Relu(scaled)
+    }""",
+    {"x": (50, 38)},
+    {"w": (38, 48)},
+)
+
 
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_source_for_any_processor(name: str, target: Target, golden: Check) -> None:
@@ -188,3 +201,10 @@ def test_source_for_any_processor(name: str, target: Target, golden: Check) -> N
 def test_source_of_tiles(name: str, processor: str, target: Target, golden: Check) -> None:
     target(processor)
     golden(sources(TILES[name]))
+
+
+@pytest.mark.parametrize("features", ["+avx512vnni", ""])
+def test_source_of_bytes(features: str, target: Target, golden: Check) -> None:
+    """On tiles of bytes where the processor has products of them, else on tiles of floats."""
+    target("avx512", features)
+    golden(sources(BYTES))

@@ -113,10 +113,11 @@ _PLACES = {
         *_TYPES,
         *(f"{v}_{t}" for v in ("stack", "load", "store") for t in _TYPES),
     ),
-    "tile": ("zeros_f32", "zeros_f64", "store"),
+    "tile": ("zeros_f32", "zeros_f64", "zeros_i32", "store"),
     "matmul": ("matmul", "matmul_rows", "matmul_prefetch"),
     "panels": ("panel_product",),
     "bytes": ("byte_product",),
+    "byte_matmul": ("matmul_bytes",),
     "window": ("matmul_window",),
     "columns": (
         "full_f32",

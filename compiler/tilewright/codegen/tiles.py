@@ -9,7 +9,7 @@ from typing import Protocol
 from tilewright.codegen.spelling import ACCUMULATE, ADD_PRODUCT, FLOAT_FUNCTIONS, SUFFIX
 from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, Range
-from tilewright.loops.bytetile import byte_tile
+from tilewright.loops.bytetile import ByteTile, byte_tile
 from tilewright.loops.ir import (
     Alloc,
     Block,
@@ -65,8 +65,8 @@ def print_tile(
         return None
     if target.row_stride is None:
         target = replace(target, row_stride=place.row_stride)
-    if s.acc.dtype is DType.I32:
-        return [_byte_product(printer, s, place, target, ranges)]
+    if bytes_form := byte_tile(s, steps, ranges, place.width):
+        return [_byte_product(printer, bytes_form, place, target)]
     form = tile_form(steps, s.rows, s.columns, ranges, place.width)
     assert form is not None, "checked by Tensorize"
     if isinstance(form, Microtile) and _is_panel(form, place.width // lanes):
@@ -77,7 +77,7 @@ def print_tile(
 def _is_panel(form: Microtile, vectors: int) -> bool:
     """Whether the product is a plain one with a panel wider than the tiles of matmuls."""
     plain = form.rows.window is None and not form.loops and not form.rows.inside
-    return plain and vectors > 2 and form.b_stride is None
+    return plain and vectors > 2 and form.b_stride is None and not form.of_bytes
 
 
 def _on_registers(
@@ -107,13 +107,8 @@ def _at(printer: Printer, place: Place, target: Target) -> str:
     return f"{printer.use('offset')}({target.pointer}, {printer.linear(place.base, None)})"
 
 
-def _byte_product(
-    printer: Printer, s: Tile, place: Place, target: Target, ranges: Mapping[str, Range]
-) -> str:
-    assert isinstance(s.meaning, Block)
-    form = byte_tile(s, s.meaning.stmts[1], ranges, place.width)
-    assert form is not None, "built in this form"
-    vectors = place.width // machine().lanes(s.acc.dtype.bits)
+def _byte_product(printer: Printer, form: ByteTile, place: Place, target: Target) -> str:
+    vectors = place.width // machine().lanes(DType.I32.bits)
     b = _base(printer, form.b.buffer, form.base_b)
     a = _base(printer, form.a.buffer, form.base_a)
     at = _at(printer, place, target)
@@ -180,6 +175,11 @@ def _initial(printer: Printer, s: Stmt) -> str:
 
 
 def _product_step(printer: Printer, form: Microtile, name: str, width: int) -> list[str]:
+    if form.of_bytes:
+        assert form.inner is not None
+        extent = printer.extent(form.inner, form.inner.extent)
+        panel = _base(printer, form.b.buffer, form.base_b)
+        return _step(printer, form, name, "matmul_bytes", f"{panel}, {extent}")
     depth = printer.extent(form.inner, form.inner.extent) if form.inner else "1"
     b = _base(printer, form.b.buffer, form.base_b)
     rest = f"{form.depth_stride}, {b}"

@@ -24,6 +24,7 @@ from tilewright.loops.ir import (
     strides_of,
     variables,
 )
+from tilewright.loops.microtile import QUAD
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Constant
 
@@ -55,13 +56,23 @@ class Contraction:
     columns: str
     depth: tuple[str, ...]
 
+    @property
+    def of_bytes(self) -> bool:
+        """Whether unsigned bytes are multiplied by signed ones."""
+        return self.b.load.buffer.dtype is DType.I8
+
+    @property
+    def panel_width(self) -> int:
+        """The columns of a panel, once b is packed."""
+        return self.b.load.buffer.shape[-2 if self.of_bytes else -1]
+
 
 def find_contraction(t: Compute) -> Contraction | None:
     """The contraction that t is, if register tiles can compute it."""
     if (
         t.reduction is None
         or t.reduction.op is not ScalarOp.ADD
-        or t.dtype.compute not in (DType.F32, DType.F64)
+        or t.dtype.compute not in (DType.F32, DType.F64, DType.I32)
     ):
         return None
     match t.body:
@@ -82,6 +93,8 @@ def operand(e: Expr) -> Operand | None:
     match e:
         case Load():
             return Operand(e)
+        case Cast(dtype=DType.I32, arg=Load() as load) if load.buffer.dtype in (DType.U8, DType.I8):
+            return Operand(load)
         case Cast(dtype=DType.F32, arg=Load() as load) if load.buffer.dtype.compute is DType.F32:
             return Operand(load)  # a half, widened as it is packed
         case Select(condition=c, then=then, otherwise=Const(value=0 | 0.0)):
@@ -103,13 +116,9 @@ def _arrange(t: Compute, a: Operand, b: Operand) -> Contraction | None:
     columns = max(
         (x for x in t.axes if x in b.axes - a.axes), key=lambda x: extents[x], default=None
     )
-    if (
-        columns is None
-        or extents[columns] < MIN_COLUMNS
-        or b.load.buffer.dtype.compute is not t.dtype.compute
-    ):
+    if columns is None or extents[columns] < MIN_COLUMNS or not _types_fit(t, a, b):
         return None
-    if dtype_of(a.load) is not t.dtype or t.size * _depth_size(t) < MIN_WORK or _depth_size(t) < 2:
+    if t.size * _depth_size(t) < MIN_WORK or _depth_size(t) < 2:
         return None
     free = [x for x in t.axes if x in a.axes - b.axes]
     rows = max(free, key=lambda x: (extents[x] > 1, x == free[-1], extents[x]), default=None)
@@ -118,7 +127,22 @@ def _arrange(t: Compute, a: Operand, b: Operand) -> Contraction | None:
     depth = _depth_order(t, a)
     if depth is None or (rows and not _steps_evenly(t, a, rows)):
         return None
+    if t.dtype is DType.I32 and not _in_quads(t, a, depth[-1]):
+        return None
     return Contraction(a, b, rows if rows and extents[rows] > 1 else None, columns, depth)
+
+
+def _types_fit(t: Compute, a: Operand, b: Operand) -> bool:
+    if t.dtype is DType.I32:
+        return dtype_of(a.load) is DType.U8 and dtype_of(b.load) is DType.I8
+    return dtype_of(a.load) is t.dtype and b.load.buffer.dtype.compute is t.dtype.compute
+
+
+def _in_quads(t: Compute, a: Operand, innermost: str) -> bool:
+    """Whether bytes can be read four at a time."""
+    assert t.reduction is not None
+    whole = dict(t.reduction.axes)[innermost] % QUAD == 0
+    return whole and address(t, a.load).coefficient(innermost) == 1 and not a.guards
 
 
 def _depth_size(t: Compute) -> int:

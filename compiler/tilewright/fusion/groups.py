@@ -85,7 +85,8 @@ class _Grouper:
         candidates = {
             id(g): g for s in sources(t) if (g := self.group_of.get(s.name)) and not g.nest
         }
-        for g in reversed(candidates.values()):
+        latest_first = list(candidates.values())[::-1]
+        for g in sorted(latest_first, key=lambda g: not self._on_tiles(g)):
             rows, why = self._may_join(t, g)
             if why is None:
                 g.members.append(t)
@@ -96,6 +97,9 @@ class _Grouper:
                 f"{label(t)} does not share a kernel with {g.label}: {why}"
             )
         self._place(_alone(t, self.program.contractions.get(t.name)), t)
+
+    def _on_tiles(self, g: Group) -> bool:
+        return self.program.on_tiles(g.members[0])
 
     def _place(self, g: Group, t: Tensor) -> None:
         if g not in self.groups:

@@ -43,7 +43,7 @@ EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
     for n in (
         "EXP LOG SIN COS TAN ASIN ACOS ATAN SINH COSH TANH ASINH ACOSH ATANH ERF SIGMOID LOG1P"
-        " EXPM1 POW"
+        " EXPM1 POW RATIONAL_SIGMOID RATIONAL_TANH"
     ).split()
 )
 
@@ -143,15 +143,17 @@ class _Inliner:
         """t with channels innermost in memory, where it asks for that or follows a tensor that has
         it, and with lines that do not all fall into one set of the cache.
 
-        The results of a model have C order without gaps, whatever comes before them.
+        Results of the model that nothing else reads stay in C order.
         """
-        if t.name in self.output_names or t.rank < 2 or t.strides is not None:
+        is_result = t.name in self.output_names
+        if t.rank < 2 or t.strides is not None or (is_result and not self.consumers[t.name]):
             return t
         order = tuple(range(t.rank))
         if t.rank > 2 and (t.channels_last or self._follows(t)):
             order = channels_last_order(t.rank)
         gap = 0
-        if t.shape[order[-1]] * t.dtype.itemsize % ALIASING_BYTES == 0 and self._is_multiplied(t):
+        fills_sets = t.shape[order[-1]] * t.dtype.itemsize % ALIASING_BYTES == 0
+        if fills_sets and not is_result and self._is_multiplied(t):
             gap = LINE_BYTES // t.dtype.itemsize
         if not gap and order == tuple(range(t.rank)):
             return t

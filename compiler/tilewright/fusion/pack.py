@@ -1,5 +1,6 @@
 """The column operand of every contraction, copied into panels: [batch..., panel, depth..., lane].
 
+Bytes are read four along the depth at a time: [batch..., panel, depth..., depth / 4, lane, 4].
 A constant is packed once and shared by all plans; anything else is packed by a kernel of its own.
 """
 
@@ -11,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from tilewright.dtypes import DType
 from tilewright.fusion.contraction import Contraction, Operand, address, ranges_of
 from tilewright.fusion.decide import Pick, Point, by_cost_model
 from tilewright.fusion.inline import Program
@@ -18,6 +20,7 @@ from tilewright.fusion.weights import PackedWeights
 from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import (
     Apply,
+    Cast,
     Const,
     Expr,
     Load,
@@ -28,8 +31,9 @@ from tilewright.loops.ir import (
     substitute,
     variables,
 )
+from tilewright.loops.microtile import QUAD
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.common import cast
+from tilewright.ops.common import cast, select
 from tilewright.ops.tensor import (
     Compute,
     Constant,
@@ -219,27 +223,25 @@ def _panels(t: Compute, c: Contraction, lanes: int, pick: Pick) -> Compute:
     batch = _batch(t, c)
     columns = sizes[c.columns]
     width = pick(_width_point(t, c, columns, lanes))
-    shape = (
-        *(sizes[a] for a in batch),
-        -(-columns // width),
-        *(extents[d] for d in c.depth),
-        width,
-    )
+    deep = [extents[d] for d in c.depth]
+    inner = [deep.pop() // QUAD, width, QUAD] if c.of_bytes else [width]
+    shape = (*(sizes[a] for a in batch), -(-columns // width), *deep, *inner)
 
     def element(*i: Expr) -> Expr:
-        column = i[len(batch)] * width + i[-1]
-        env = dict(
-            zip((*batch, *c.depth), (*i[: len(batch)], *i[len(batch) + 1 : -1]), strict=True)
-        )
+        lane, outer, steps = i[-1], i[: len(batch)], i[len(batch) + 1 : -1]
+        if c.of_bytes:
+            lane, steps = i[-2], (*steps[:-2], steps[-2] * QUAD + i[-1])
+        column = i[len(batch)] * width + lane
+        env = dict(zip((*batch, *c.depth), (*outer, *steps), strict=True))
         o = _substituted(c.b, {**env, c.columns: column})
         guards = [*o.guards, *([column < columns] if columns % width else [])]
-        value = cast(t.dtype, o.load)
+        value = cast(DType.I8 if c.of_bytes else t.dtype, o.load)
         if not guards:
             return value
         whole = guards[0]
         for g in guards[1:]:
             whole = Apply(ScalarOp.AND, (whole, g))
-        return Select(whole, value, Const(0.0, t.dtype))
+        return select(whole, value, 0)
 
     packed = compute(shape, element)
     return replace(packed, body=simplify_loads(packed.body, ranges_of(packed)), op="Pack")
@@ -250,17 +252,17 @@ def _batch(t: Compute, c: Contraction) -> list[str]:
 
 
 def _read_panels(t: Compute, c: Contraction, stored: Tensor) -> tuple[Compute, Contraction]:
-    width = stored.shape[-1]
-    column = Var(c.columns)
-    index: tuple[Expr, ...] = (
-        *(Var(a) for a in _batch(t, c)),
-        column // width,
-        *(Var(d) for d in c.depth),
-        column % width,
-    )
-    b = Load(stored, index)
+    column, inner = Var(c.columns), Var(c.depth[-1])
+    deep: list[Expr] = [Var(d) for d in c.depth]
+    if c.of_bytes:
+        width = stored.shape[-2]
+        deep[-1:] = [inner // QUAD, column % width, inner % QUAD]
+    else:
+        width = stored.shape[-1]
+        deep.append(column % width)
+    b = Load(stored, (*(Var(a) for a in _batch(t, c)), column // width, *deep))
     a: Expr = c.a.load
     for g in reversed(c.a.guards):
         a = Select(g, a, Const(0.0, dtype_of(a)))
-    body = Apply(ScalarOp.MUL, (a, b))
-    return replace(t, body=body), replace(c, b=Operand(b))
+    factors = (a, b) if not c.of_bytes else (Cast(t.dtype, a), Cast(t.dtype, b))
+    return replace(t, body=Apply(ScalarOp.MUL, factors)), replace(c, b=Operand(b))

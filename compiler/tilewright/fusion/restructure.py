@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.dtypes import DType
 from tilewright.fusion.attention import find_attention
+from tilewright.fusion.bytes import products_of_bytes
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.decide import Pick, Point, by_cost_model
 from tilewright.fusion.inline import topological
@@ -28,7 +29,7 @@ from tilewright.fusion.winograd import (
     winograd,
     winograd_cost,
 )
-from tilewright.loops.ir import Expr, Load, Var, walk
+from tilewright.loops.ir import Cast, Expr, Load, Node, Var, rewrite, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
 from tilewright.ops.tensor import (
@@ -52,12 +53,13 @@ SMALL_GROUP = 4  # groups that share a vector before copies of the image pay
 
 @dataclass(frozen=True)
 class Means:
-    """What strategies go by: vector length by bits of an element, where constants are kept,
-    and what decides between ways."""
+    """What strategies go by: vector length by bits of an element, where constants are kept, what
+    decides between ways, and whether the machine multiplies bytes."""
 
     lanes: Mapping[int, int]
     weights: PackedWeights
     pick: Pick = by_cost_model
+    bytes: bool = False
 
     def lanes_of(self, c: Convolution) -> int:
         return self.lanes[c.result.dtype.bits]
@@ -73,18 +75,23 @@ Strategy = Callable[[Convolution, Means], Tensor | None]
 
 
 def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
-    """Equal outputs, with convolutions in the form that suits them."""
+    """Equal outputs, with convolutions and exact sums in the form that suits them."""
     done: dict[str, Tensor] = {}
     splits = Splits()
     order = topological(outputs)
     readers = _readers(order)
     names = frozenset(t.name for t in outputs)
+    whole: dict[str, Compute] = {}
     for t in order:
-        current = renewed(t, done)
+        current = _reading_whole(renewed(t, done), whole)
         if t.name not in names:
             current = splits.follow(current)
             alone = all(readers[s.name] == {t.name} and s.name not in names for s in sources(t))
             current = (alone and in_place(current, means.lanes)) or current
+        made = products_of_bytes(current, means.weights) if means.bytes else None
+        if made is not None:
+            current = _as_float(made, current)
+            whole[current.name] = made
         c = find_convolution(current)
         attention = find_attention(current, readers, names, means.lanes[FLOAT_BITS])
         done[t.name] = attention or (c and _choose(c, means)) or current
@@ -98,6 +105,29 @@ def _readers(order: Sequence[Tensor]) -> dict[str, frozenset[str]]:
         for s in sources(t):
             found[s.name].add(t.name)
     return {name: frozenset(reading) for name, reading in found.items()}
+
+
+def _as_float(made: Compute, old: Tensor) -> Compute:
+    """Whole numbers in the type in which the sum was stated."""
+    cast = compute(made.shape, lambda *i: Cast(old.dtype, made[i]))
+    return replace(cast, channels_last=made.channels_last, op=made.op, node=made.node)
+
+
+def _reading_whole(t: Tensor, whole: Mapping[str, Compute]) -> Tensor:
+    """t reading the `whole` numbers instead of their floats."""
+
+    def rule(n: Node) -> Node | None:
+        match n:
+            case Cast(dtype=kind, arg=Load(buffer=b, index=index)) if b.name in whole:
+                exact = Load(whole[b.name], index)
+                if kind in (DType.I32, DType.F32):
+                    return exact if kind is DType.I32 else Cast(kind, exact)
+        return None
+
+    if not isinstance(t, Compute):
+        return t
+    body: Expr = rewrite(t.body, rule)  # type: ignore[assignment]
+    return t if body is t.body else replace(t, body=body)
 
 
 def _choose(c: Convolution, means: Means) -> Tensor | None:

@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tilewright.dtypes import DType
 from tilewright.loops.affine import Linear, Range
 from tilewright.loops.ir import (
     Accumulate,
     Apply,
     Block,
+    Cast,
     Const,
+    Expr,
     For,
     Load,
     Stmt,
@@ -23,6 +26,8 @@ from tilewright.loops.ir import (
 from tilewright.loops.locate import offset
 from tilewright.loops.scalars import ScalarOp, identity
 from tilewright.loops.window import GuardedRows, guarded_rows, unguarded
+
+QUAD = 4  # bytes that one instruction multiplies and adds up in one lane
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Microtile:
     b_stride: int | None  # between the rows of b; None where it is packed
     loops: tuple[For, ...]  # outer depth loops
     inner: For | None  # the depth loop of the micro-kernel
+    of_bytes: bool = False  # four bytes at a time, along the depth of both operands
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ def _microtile(
     width: int,
 ) -> Microtile | None:
     match s.value:
+        case Apply(op=ScalarOp.MUL, args=(Cast(arg=Load() as x), Cast(arg=Load() as y))):
+            return _byte_tile(s, x, y, depth, rows, columns, ranges, width)
         case Apply(op=ScalarOp.MUL, args=(factor, Load() as b)) if s.op is ScalarOp.ADD:
             guards, a = unguarded(factor, 0.0)
         case _:
@@ -155,6 +163,52 @@ def _microtile(
         tuple(depth[:-1] if inner else depth),
         inner,
     )
+
+
+def _byte_tile(
+    s: Accumulate,
+    a: Load,
+    b: Load,
+    depth: list[For],
+    rows: str,
+    columns: str,
+    ranges: Mapping[str, Range],
+    width: int,
+) -> Microtile | None:
+    kinds = (s.buffer.dtype, a.buffer.dtype, b.buffer.dtype)
+    if s.op is not ScalarOp.ADD or kinds != (DType.I32, DType.U8, DType.I8) or not depth:
+        return None
+    inner = depth[-1]
+    at, bt = offset(a.buffer, a.index, ranges), offset(b.buffer, b.index, ranges)
+    base_b = _start_of_quads(bt, inner, columns, width)
+    if {rows, columns, inner.axis} & at.nonlinear_axes() or at.coefficient(columns):
+        return None
+    if base_b is None or rows in _axes_of(base_b) or at.coefficient(inner.axis) != 1:
+        return None
+    base = GuardedRows(at.without(rows).without(inner.axis), (), None)
+    loops = tuple(depth[:-1])
+    return Microtile(a, b, base, base_b, at.coefficient(rows), 1, None, loops, inner, True)
+
+
+def _start_of_quads(form: Linear, inner: For, columns: str, width: int) -> Linear | None:
+    """Where b's panel starts, if it holds four steps of the depth, column by column."""
+    k, extent = Var(inner.axis), inner.extent
+    if not isinstance(extent, Const) or int(extent.value) % QUAD:
+        return None
+    panel: dict[Expr, int] = {Var(columns): QUAD, k % QUAD: 1}
+    panel[k // QUAD] = width * QUAD
+    if extent.value == QUAD:
+        panel = {Var(columns): QUAD, k: 1}
+    terms = dict(form.terms)
+    if any(terms.pop(atom, 0) != c for atom, c in panel.items()):
+        return None
+    left = Linear(tuple(terms.items()), form.constant)
+    return None if {columns, inner.axis} & _axes_of(left) else left
+
+
+def _axes_of(form: Linear) -> frozenset[str]:
+    """The axes that a linear form depends on."""
+    return frozenset().union(*(variables(a) for a, _ in form.terms))
 
 
 def _column_tile(

@@ -215,7 +215,8 @@ class Quantised:
 def exact_matmul(a: Quantised, b: Quantised, bias: Tensor | None = None) -> Compute:
     """The product in a float type that holds it, and the product plus the bias, exactly."""
     dtype = _exact_type(a, b, (max(b.x.rank - 2, 0),), bias)
-    return matmul_product(*(widened(q.x, q.zero_point, q.axis, dtype) for q in (a, b)))
+    product = matmul_product(*(widened(q.x, q.zero_point, q.axis, dtype) for q in (a, b)))
+    return replace(product, exact=True)
 
 
 def _exact_conv(

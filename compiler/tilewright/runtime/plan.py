@@ -19,12 +19,16 @@ import numpy as np
 from tilewright.codegen.emit import Emitted, emit
 from tilewright.errors import ExecutionError, UnsupportedError
 from tilewright.fusion.decide import Pick, Point
+from tilewright.fusion.extremes import split_extremes
+from tilewright.fusion.gates import quotients_before_quantisation
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import Means, restructure
+from tilewright.fusion.results import copy_results
+from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.affine import Range, interval
 from tilewright.loops.ir import (
@@ -116,10 +120,13 @@ class Plan:
         choices: Choices,
     ) -> None:
         self._cache, self.choices = cache, choices
-        legal = legalize(outputs)
-        legal = restructure(legal, Means(tile_limits().lanes, weights, choices.pick))
+        legal = legalize(quotients_before_quantisation(outputs))
+        means = Means(tile_limits().lanes, weights, choices.pick, machine.multiplies_bytes())
+        legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
+        program = split_extremes(copy_results(program), tile_limits().lanes)
         program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
+        self._settled = settle(program, weights)
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
         scheduled, emitted = _generate(lowered, choices.pick)
         addresses = cache.load([e.text for e in emitted] + texts_to_load())[: len(emitted)]
@@ -166,6 +173,7 @@ class Plan:
             for t in n.tensors:
                 slot = len(values)
                 values.append(0)
+                t = self._settled.get(t.name, t)
                 if isinstance(t, Constant):
                     values[slot] = self._constant(t)
                 elif t.name in input_at:
@@ -190,9 +198,10 @@ class Plan:
     ) -> dict[str, int]:
         spans: dict[str, list[int]] = {}
         sizes: dict[str, int] = {}
+        fixed = {*self._settled, *input_at, *output_at}
         for step, n in enumerate(lowered):
             for t in n.tensors:
-                if isinstance(t, Constant) or t.name in input_at or t.name in output_at:
+                if isinstance(t, Constant) or t.name in fixed:
                     continue
                 spans.setdefault(t.name, [step, step])[1] = step
                 sizes[t.name] = footprint(t) * t.dtype.itemsize

@@ -31,6 +31,7 @@ BITS_PER_BYTE = 8
 ROWS_BYTES = 512 << 10  # of the left operand that should stay in the second level
 ALL = 0  # rows taken together: all of them
 BLOCK_OVERHEAD = 0.7  # of a block of rows, in rows
+SQUARE = 16  # elements of a cache line
 VECTOR_BLOCK = (
     64  # elements that are accumulated side by side where the summed axis is not contiguous
 )
@@ -67,7 +68,7 @@ def schedule_key(lowered: Lowered) -> Hashable:
         return group.nest is None, structure(lowered.kernel)
     c, main = group.contraction, group.members[0]
     places = [main.axes.index(a) if a else -1 for a in (c.rows, c.columns)]
-    return (*places, main.dtype, c.b.load.buffer.shape[-1], structure(lowered.kernel))
+    return (*places, main.dtype, c.panel_width, structure(lowered.kernel))
 
 
 class _Builder:
@@ -109,9 +110,30 @@ def _bind(builder: _Builder, axes: list[str]) -> None:
 
 
 def _map(builder: _Builder) -> None:
+    if _transpose(builder):
+        _bind(builder, builder.axes[:-2])
+        return
     _merge_all(builder)
     axes = builder.axes
     _bind(builder, axes if len(axes) == 1 else axes[:-1])
+
+
+def _transpose(builder: _Builder) -> bool:
+    """Copy line by line of what is read, a cache line's worth of lines at a time, where that is
+    not how it is written."""
+    found = [n for n in walk(builder.kernel.body) if isinstance(n, Load)]
+    if len(found) != 1 or len(builder.axes) < 2:
+        return False
+    form = offset(found[0].buffer, found[0].index, axis_ranges(builder.kernel.body))
+    sides = [a for a in builder.axes if form.coefficient(a) == 1]
+    written = builder.axes[-1]
+    if len(sides) != 1 or written in sides or builder.extent(sides[0]) < SQUARE:
+        return False
+    read = sides[0]
+    for axis in builder.axes[builder.axes.index(read) + 1 :]:
+        if not builder.attempt(Swap(read, axis)):
+            return False
+    return builder.attempt(Block(written, SQUARE))
 
 
 def _reduce(builder: _Builder, limits: TileLimits) -> None:
@@ -192,7 +214,7 @@ def _tile(
     columns = positions[c.columns]
     rows, height = _merge_rows(builder, positions[c.rows]) if c.rows else "", 1
     width = lowered.group.members[0].dtype.bits
-    panel = c.b.load.buffer.shape[-1]
+    panel = c.panel_width
     vectors = max(1, panel // limits.lanes[width])
     if rows:
         builder.attempt(Swap(rows, columns))

@@ -23,15 +23,11 @@ GROUP = 4  # bytes whose products one lane adds up
 BITS = 8
 
 
-def _has_dot_product(lanes: int) -> bool:
-    return lanes == 16 and machine.has_feature("avx512vnni")
-
-
-def _dot(builder: Any, total: Any, left: Any, right: Any) -> Any:
+def dot(builder: Any, total: Any, left: Any, right: Any) -> Any:
     """total + the products of four unsigned bytes of `left` with four signed ones of `right`."""
     vector = total.type
-    if _has_dot_product(vector.count):
-        name = "llvm.x86.avx512.vpdpbusd.512"
+    if machine.multiplies_bytes() and vector.count == machine.lanes(I32.width):
+        name = f"llvm.x86.avx512.vpdpbusd.{vector.count * I32.width}"
         return call_intrinsic(builder, name, vector, [total, left, right])
     for b in range(GROUP):
         up, down = (ir.Constant(vector, [n] * vector.count) for n in (24 - BITS * b, 24))
@@ -64,7 +60,7 @@ class _Part:
         for r, row in enumerate(self.rows):
             group = splat(builder, builder.load(builder.gep(row, [k]), align=1), self.vector)
             for v, column in enumerate(columns):
-                results.append(_dot(builder, registers[r * len(columns) + v], group, column))
+                results.append(dot(builder, registers[r * len(columns) + v], group, column))
         return results
 
 

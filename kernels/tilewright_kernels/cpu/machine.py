@@ -136,6 +136,11 @@ def tile_rows(vectors: int) -> int:
     return max(1, (vector_registers() - vectors - 1) // vectors)
 
 
+def multiplies_bytes() -> bool:
+    """Whether one instruction adds up products of bytes, in vectors of the usual length."""
+    return has_feature({64: "avx512vnni", 32: "avxvnni"}.get(vector_bytes(), "none"))
+
+
 def describe() -> str:
     """One line for people."""
     m = machine()

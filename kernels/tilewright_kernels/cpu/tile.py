@@ -19,10 +19,10 @@ from numba.extending import models, register_model
 
 from tilewright_kernels.cpu import machine
 from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic
-from tilewright_kernels.cpu.values import F32, F64
+from tilewright_kernels.cpu.values import F32, F64, I32
 from tilewright_kernels.cpu.vectors import free_registers, load_vector, store_vector, word
 
-ELEMENTS = {types.float32: F32, types.float64: F64}
+ELEMENTS = {types.float32: F32, types.float64: F64, types.int32: I32}
 
 
 class Tile(types.Type):
@@ -83,6 +83,7 @@ def _zeros(dtype: Any) -> Any:
 
 
 zeros_f32, zeros_f64 = _zeros(types.float32), _zeros(types.float64)
+zeros_i32 = _zeros(types.int32)
 
 
 def _element_index(builder: Any, tile: Tile, row_stride: Any, row: int, vector: int) -> Any:

@@ -28,7 +28,7 @@ def store_vector(builder: Any, value: Any, pointer: Any, index: Any) -> None:
 
 
 def _element_bytes(vector: Any) -> int:
-    return {"f16": 2, "f32": 4, "f64": 8}[vector.element.intrinsic_name]
+    return {"i8": 1, "f16": 2, "f32": 4, "i32": 4, "f64": 8}[vector.element.intrinsic_name]
 
 
 def splat(builder: Any, scalar: Any, vector: Any) -> Any:
