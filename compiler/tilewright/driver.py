@@ -19,6 +19,7 @@ from onnx import ModelProto
 from tilewright import ops
 from tilewright.errors import UnsupportedError
 from tilewright.fusion.weights import PackedWeights
+from tilewright.graph.ir import kept
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.rules import simplify
@@ -69,6 +70,7 @@ def compile(
     graph = import_model(model, keep=is_defined)  # ModelProto -> Graph of known operators
     support_report(graph).raise_for_unknown()  # nothing here could run them
     graph = simplify(graph, log)  # Graph -> Graph: laws that hold for every shape
+    graph = dataclasses.replace(graph, constants=kept(graph.constants))
     return CompiledModel(graph, Workshop(settings, planner(settings, tune)), log)
 
 

@@ -37,6 +37,7 @@ from tilewright.ops.common import cast, select
 from tilewright.ops.tensor import (
     Compute,
     Constant,
+    Elements,
     NestOutput,
     Reduction,
     Tensor,
@@ -104,7 +105,7 @@ def _stored(t: Compute, weights: PackedWeights) -> Tensor:
     packed = _from_constants(t)
     if not _is_constant(packed):
         return t
-    return Constant(t.name, t.dtype, t.shape, value=weights.get(packed))
+    return Constant(t.name, t.dtype, t.shape, elements=Elements(weights.get(packed)))
 
 
 def _channels_innermost(t: Compute) -> Compute:
@@ -132,7 +133,7 @@ def _innermost(c: Constant, axis: int) -> Constant:
     for place, k in enumerate(order):
         strides[k] = stored.strides[place] // stored.itemsize
     value = stored.transpose([order.index(k) for k in range(c.rank)])
-    return replace(c, name=f"{c.name}_last{axis}", strides=tuple(strides), value=value)
+    return replace(c, name=f"{c.name}_last{axis}", strides=tuple(strides), elements=Elements(value))
 
 
 def _is_constant(packed: Compute) -> bool:

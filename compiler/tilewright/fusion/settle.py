@@ -13,7 +13,7 @@ from tilewright.fusion.inline import Program
 from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.ir import Expr, Load, Node, makes_checks, rewrite, strides_of, substitute
 from tilewright.ops.evaluate import evaluate
-from tilewright.ops.tensor import Compute, Constant, Tensor, sources
+from tilewright.ops.tensor import Compute, Constant, Elements, Tensor, sources
 
 MAX_GROWTH = 8  # bytes kept for a byte of the constants; larger results are computed in each run
 SMALL = 1 << 16  # bytes that are always kept
@@ -48,7 +48,7 @@ def _bytes(t: Tensor) -> int:
 def _settled(t: Compute, fixed: dict[str, Compute], weights: PackedWeights) -> Constant:
     whole = _of_constants(t, fixed)
     value = weights.derived(whole, f"settled {t.strides}", lambda: _laid_out(whole))
-    return Constant(t.name, t.dtype, t.shape, t.strides, value=value)
+    return Constant(t.name, t.dtype, t.shape, t.strides, elements=Elements(value))
 
 
 def _of_constants(t: Compute, fixed: dict[str, Compute]) -> Compute:

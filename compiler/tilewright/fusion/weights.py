@@ -3,7 +3,8 @@ a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from tilewright.loops.locate import offset
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.show import show_expr
 from tilewright.ops.evaluate import evaluate
-from tilewright.ops.tensor import Compute, Constant, sources
+from tilewright.ops.tensor import Compute, Constant, Elements, sources
 
 PackKey = tuple[tuple[int, ...], tuple[int, ...], str]
 
@@ -35,19 +36,31 @@ class PackedWeights:
 
     def __init__(self) -> None:
         # Sources stay alive with their copies, so that their identities stay theirs.
-        self._packed: dict[PackKey, tuple[list[np.ndarray], np.ndarray]] = {}
+        self._packed: dict[PackKey, tuple[list[Elements], np.ndarray]] = {}
+        self._reversible: dict[int, tuple[Elements, Callable[[], np.ndarray]]] = {}
 
     def get(self, packed: Compute) -> np.ndarray:
         """The elements of `packed`, a map of one constant."""
-        return self.derived(packed, "", lambda: _materialize(packed))
+        copy = self.derived(packed, "", lambda: _materialize(packed))
+        found = _Packing.of(packed)
+        if found is not None and found.is_reversible:
+            source = found.source.elements
+            self._reversible.setdefault(id(source), (source, lambda: found.unpacked(copy)))
+            source.give_up(self._reversible[id(source)][1])  # at once: there may be no room for all
+        return copy
 
     def derived(self, t: Compute, how: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """What `make` makes of `t`, a map of constants, in a way that `how` tells from others."""
-        parts = [s.value for s in sources(t) if isinstance(s, Constant)]
+        parts = [s.elements for s in sources(t) if isinstance(s, Constant)]
         key = (tuple(map(id, parts)), t.shape, how + _signature(t))
         if key not in self._packed:
             self._packed[key] = (parts, make())
         return self._packed[key][1]
+
+    def give_up_sources(self) -> None:
+        """Constants that were packed, and unpacked since, are not held beside their copies."""
+        for source, again in self._reversible.values():
+            source.give_up(again)
 
     @property
     def nbytes(self) -> int:
@@ -87,28 +100,82 @@ def _materialize(packed: Compute) -> np.ndarray:
     """The packed array: by strided copies where the panels are that regular, element by element
     otherwise.
     """
-    loads = _loads(packed.body)
-    single = len(loads) == 1 and packed.reduction is None
-    if not single or not isinstance(source := loads[0].buffer, Constant):
-        return aligned(evaluate(packed))
-    form = offset(source, loads[0].index, ranges_of(packed))
-    tail = _tail_only(packed)
-    if form.nonlinear_axes() or tail is None:
+    found = _Packing.of(packed)
+    if found is None:
         return aligned(evaluate(packed))
     out = aligned_zeros(packed.shape, packed.dtype.numpy)
-    flat = np.ascontiguousarray(source.value).reshape(-1)
-    panel_axis, columns = tail
-    width, whole = packed.shape[-1], columns // packed.shape[-1]
-    full = [slice(None)] * packed.rank
-    full[panel_axis] = slice(0, whole)
-    _copy(out[tuple(full)], flat, form, packed, 0)
-    if columns % width:
-        last = [slice(None)] * packed.rank
-        last[panel_axis], last[-1] = slice(whole, whole + 1), slice(0, columns % width)
-        _copy(
-            out[tuple(last)], flat, form, packed, whole * form.coefficient(packed.axes[panel_axis])
-        )
+    flat = np.ascontiguousarray(found.source.value).reshape(-1)
+    for panels, part in found.parts(out, flat):
+        panels[...] = part
     return out
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A map of one constant to panels: element by element with fixed strides, zeros after the last
+    column."""
+
+    packed: Compute
+    source: Constant
+    form: Linear  # where an element comes from
+    panel_axis: int
+    columns: int
+
+    @staticmethod
+    def of(packed: Compute) -> _Packing | None:
+        loads = _loads(packed.body)
+        single = len(loads) == 1 and packed.reduction is None
+        if not single or not isinstance(source := loads[0].buffer, Constant):
+            return None
+        form = offset(source, loads[0].index, ranges_of(packed))
+        tail = _tail_only(packed)
+        if form.nonlinear_axes() or tail is None:
+            return None
+        return _Packing(packed, source, form, *tail)
+
+    def parts(self, out: np.ndarray, flat: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Parts of the packed array, each beside the same elements of the source."""
+        width, start = self.packed.shape[-1], self.form.constant
+        whole, rest = divmod(self.columns, width)
+        full = [slice(None)] * self.packed.rank
+        full[self.panel_axis] = slice(0, whole)
+        last = [slice(None)] * self.packed.rank
+        last[self.panel_axis], last[-1] = slice(whole, whole + 1), slice(0, rest)
+        beyond = whole * self.form.coefficient(self.packed.axes[self.panel_axis])
+        strides = [self.form.coefficient(a) * flat.itemsize for a in self.packed.axes]
+        for panels, first in ((out[tuple(full)], start), (out[tuple(last)], start + beyond)):
+            if panels.size:
+                shape = panels.shape
+                yield panels, np.lib.stride_tricks.as_strided(flat[first:], shape, strides)
+
+    @property
+    def is_reversible(self) -> bool:
+        """Whether every element of the source is in the panels, once and as it is."""
+        body = self.packed.body
+        kept = isinstance(body.then if isinstance(body, Select) else body, Load)
+        if not kept or self.source.strides is not None:
+            return False
+        axes = list(zip(self.packed.axes, self.packed.shape, strict=True))
+        steps = {a: (self.form.coefficient(a), n) for a, n in axes}
+        panel, lane = self.packed.axes[self.panel_axis], self.packed.axes[-1]
+        if panel != lane:
+            if steps.pop(panel)[0] != steps[lane][0] * self.packed.shape[-1]:
+                return False
+            steps[lane] = (steps[lane][0], self.columns)
+        reached = 1
+        for step, extent in sorted(steps.values()):
+            if extent > 1 and step != reached:
+                return False
+            reached *= extent
+        return reached == self.source.size and self.form.constant == 0
+
+    def unpacked(self, copy: np.ndarray) -> np.ndarray:
+        """The source's elements from their copy in panels."""
+        flat = aligned_zeros((self.source.size,), copy.dtype)
+        for panels, part in self.parts(copy, flat):
+            part[...] = panels
+        flat.flags.writeable = False
+        return flat.reshape(self.source.shape)
 
 
 def _tail_only(packed: Compute) -> tuple[int, int] | None:
@@ -125,14 +192,6 @@ def _tail_only(packed: Compute) -> tuple[int, int] | None:
         case Select():
             return None
     return 0, packed.shape[0] * width
-
-
-def _copy(out: np.ndarray, flat: np.ndarray, form: Linear, packed: Compute, shift: int) -> None:
-    start = form.constant + shift
-    strides = [form.coefficient(a) * flat.itemsize for a in packed.axes]
-    if out.size:
-        view = np.lib.stride_tricks.as_strided(flat[start:], out.shape, strides, writeable=False)
-        out[...] = view
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:  # type: ignore[type-arg]

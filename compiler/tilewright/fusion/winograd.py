@@ -15,7 +15,7 @@ import numpy as np
 
 from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution
-from tilewright.fusion.weights import PackedWeights, aligned
+from tilewright.fusion.weights import PackedWeights, aligned_zeros
 from tilewright.loops.ir import Expr, Load
 from tilewright.loops.locate import MAX_SCRATCH_BYTES
 from tilewright.loops.scalars import ScalarOp
@@ -130,13 +130,13 @@ def winograd(
 def _weights(taps: np.ndarray, tables: Matrices, width: int) -> np.ndarray:
     """G g G' for every pair of channels, in panels, zero beyond the last channel."""
     outputs, inputs = taps.shape[:2]
-    spread = np.einsum(
-        "pi,ocij,qj->opqc", tables.g, taps.astype(np.float64), tables.g, optimize=True
-    )
     points, panels = tables.g.shape[0] ** 2, -(-outputs // width)
-    out = np.zeros((panels * width, points, inputs), np.float32)
-    out[:outputs] = spread.reshape(outputs, points, inputs)
-    return aligned(out.reshape(panels, width, points, inputs).transpose(0, 2, 3, 1))
+    out = aligned_zeros((panels, points, inputs, width), np.dtype(np.float32))
+    for k in range(panels):
+        some = taps[k * width : (k + 1) * width].astype(np.float64)
+        spread = np.einsum("pi,ocij,qj->pqco", tables.g, some, tables.g, optimize=True)
+        out[k, :, :, : len(some)] = spread.reshape(points, inputs, len(some))
+    return out
 
 
 TRANSFORM = 1.5  # of the small products' cost over that of large ones

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from tilewright.dtypes import DType
+from tilewright.ops.tensor import Constant, constant
 
 Array: TypeAlias = NDArray[Any]
 Dim: TypeAlias = int | str | None
@@ -63,6 +64,32 @@ class Node:
         """Every name whose value this node needs, what its nested graphs capture included."""
         captured = (g.free_names() for g in self.subgraphs())
         return frozenset(n for n in self.inputs if n).union(*captured)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(Mapping[str, Array]):
+    """Constants of a graph that is not rewritten any more, as the tensors that all plans share.
+
+    Their elements may be given up while kernels read another form of them.
+    """
+
+    tensors: dict[str, Constant]
+
+    def __getitem__(self, name: str) -> Array:
+        return self.tensors[name].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def kept(constants: Mapping[str, Array]) -> Kept:
+    """The constants as tensors, each of them made once."""
+    if isinstance(constants, Kept):
+        return constants
+    return Kept({name: constant(array) for name, array in constants.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +146,7 @@ class Graph:
             self,
             inputs=tuple(i for i in self.inputs if i.name not in bound),
             defaults={k: v for k, v in self.defaults.items() if k not in bound},
-            constants={**self.constants, **bound},
+            constants=Kept(kept(self.constants).tensors | kept(bound).tensors),
         )
 
 

@@ -21,7 +21,7 @@ from tilewright.graph.apply import (
     kind_of,
     points,
 )
-from tilewright.graph.ir import Array, Graph, Node
+from tilewright.graph.ir import Array, Graph, Node, kept
 from tilewright.graph.stages import (
     Cut,
     Finish,
@@ -86,8 +86,8 @@ class Specializer:
         """Makes the constants of a scope known."""
         if scope not in self._scopes:
             self._scopes.add(scope)
-            for name, array in scope.graph.constants.items():
-                self._keep(scope.slots[name], constant(array))
+            for name, value in kept(scope.graph.constants).tensors.items():
+                self._keep(scope.slots[name], value)
 
     def _keep(self, slot: int, value: Value) -> None:
         self.known[slot] = value

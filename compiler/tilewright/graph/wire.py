@@ -24,6 +24,7 @@ Bytes = NDArray[np.uint8]
 LIFT_FROM = 1 << 12
 """Tensor data of at least this many bytes is lifted out."""
 
+CACHE_LINE = 64
 _DEPTH_LIMIT = 100
 
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -84,11 +85,21 @@ def _lift_open(file: Any) -> Lifted:
         raise ValueError("there is nothing in it")
 
     def read(start: int, end: int) -> Bytes:
+        region = _on_a_line(end - start)
         file.seek(start)
-        return np.fromfile(file, np.uint8, end - start)
+        if file.readinto(region) != len(region):
+            raise ValueError("it ends too early")
+        return region
 
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _lift(data, read)
+
+
+def _on_a_line(size: int) -> Bytes:
+    """Memory that starts on a cache line, as kernels want their constants."""
+    raw = np.empty(size + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + size]
 
 
 def _lift(data: bytes | mmap.mmap, read: Callable[[int, int], Bytes]) -> Lifted:

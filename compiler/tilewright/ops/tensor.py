@@ -11,6 +11,7 @@ result of a Nest
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,11 +65,41 @@ class Placeholder(Tensor):
     plan."""
 
 
+class Elements:
+    """The elements of a constant. They need not be in memory while they can be had again."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._held: np.ndarray | None = array
+        self._seen = weakref.ref(array)
+        self._again: Callable[[], np.ndarray] | None = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """All of them; computed again if they were given up and nobody else holds them."""
+        array = self._held
+        if array is None:
+            array = self._seen()
+        if array is None:
+            assert self._again is not None, "given up with a way to have them again"
+            array = self._again()
+            self._held, self._seen = array, weakref.ref(array)
+        return array
+
+    def give_up(self, again: Callable[[], np.ndarray]) -> None:
+        """Holds the elements no longer; `again` computes the very same ones."""
+        self._again, self._held = again, None
+
+
 @dataclass(frozen=True, eq=False)
 class Constant(Tensor):
     """A value whose elements are known now."""
 
-    value: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    elements: Elements = field(default_factory=lambda: Elements(np.zeros(())))
+
+    @property
+    def value(self) -> np.ndarray:
+        """The elements as an array."""
+        return self.elements.array
 
 
 @dataclass(frozen=True)
@@ -135,7 +166,9 @@ class NeedsValue(Exception):
 def constant(value: object, dtype: DType | None = None) -> Constant:
     """A tensor with the given elements (array, number or nested list)."""
     array = np.asarray(value) if dtype is None else np.asarray(value, dtype.numpy)
-    return Constant(f"c{next(_fresh)}", dtype or from_numpy(array.dtype), array.shape, value=array)
+    return Constant(
+        f"c{next(_fresh)}", dtype or from_numpy(array.dtype), array.shape, elements=Elements(array)
+    )
 
 
 def columns(*fields: np.ndarray) -> tuple[Constant, ...]:

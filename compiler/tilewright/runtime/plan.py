@@ -137,6 +137,7 @@ class Plan:
             self._describe(k, n, s, e)
             for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
         ]
+        weights.give_up_sources()
         self.decisions = (*program.decisions, *choices.notes)
         publish(self.kernels, options)
         self._free: list[_Instance] = []
