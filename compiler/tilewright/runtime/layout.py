@@ -6,7 +6,7 @@ Indices of 64-bit words. Words that different threads write often lie in cache l
 from __future__ import annotations
 
 OPEN = 0  # number of the open region, 0 between regions
-NEXT = 8  # the next unclaimed task
+PARTS = 8  # shares that the tasks of a region are divided into, one for each thread
 ACTIVE = 16  # helpers that may be looking at the region; a waiting caller sleeps on it
 WAITING = 17  # 1 while the caller sleeps, or is about to
 FUNCTION = 24  # the region: kernel, arguments, tasks
@@ -17,9 +17,17 @@ WANTED = 32  # 1 while a plan with parallel steps runs
 STOPPING = 33  # 1 once helpers are to leave native code
 OWNER = 40  # 1 while a plan has the helpers
 NAP = 48  # two words, a timespec: how long an idle helper sleeps
+LINGER = 50  # pauses before an idle helper sleeps or leaves native code
 BELL = 56  # rung for sleeping helpers, which sleep on it
 SLEEPERS = 57  # helpers that sleep, or are about to
-WORDS = 64
-LINE_BYTES = 64
+NEXT = 64  # the next unclaimed task of the first share; that of each other one is a line further
+LINE = 8
+LINE_BYTES = 8 * LINE
+
+
+def words(threads: int) -> int:
+    """The size of the memory of a pool of so many threads."""
+    return NEXT + LINE * threads
+
 
 SPINS_OF_CALLER = 300  # pauses before a waiting caller gives up its core

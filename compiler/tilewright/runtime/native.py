@@ -8,7 +8,7 @@ interface of kernels, two 64-bit integers. Importing this module imports Numba.
 How a region stays exact: a helper counts itself into ACTIVE and only then looks whether the region
 is open; the caller closes the region and only then waits until ACTIVE is 0. So no helper can hold
 the description of a region that the caller has left. A task belongs to whoever's atomic addition
-to NEXT returned its number.
+to a share's word at NEXT returned its number, below the share's end.
 
 How nobody sleeps for ever: who is about to sleep first says so (SLEEPERS, WAITING) and then looks
 once more at what would wake it; the other side changes that first and then looks whether somebody
@@ -23,7 +23,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from tilewright.runtime.futex import FUTEX, sleep_on, wake
 from tilewright.runtime.layout import (
@@ -32,10 +32,13 @@ from tilewright.runtime.layout import (
     BELL,
     FUNCTION,
     GENERATION,
+    LINE,
+    LINGER,
     NAP,
     NEXT,
     OPEN,
     OWNER,
+    PARTS,
     SLEEPERS,
     SPINS_OF_CALLER,
     STOPPING,
@@ -176,6 +179,24 @@ def nap(typing: Any, pool: Any) -> Any:
     return types.void(i64), emit
 
 
+@register_jitable
+def work(pool: int, me: int, function: int, args: int, tasks: int) -> None:
+    """Runs unclaimed tasks: those of the share `me` first, then what others have left over.
+
+    Shares are ranges of tasks, so that a thread works on the same part of every tensor, as far as
+    kernels are cut alike: what it wrote in one region is in its cache when the next one reads it.
+    """
+    parts = load(pool, PARTS)
+    for k in range(parts):
+        share = me + k if me + k < parts else me + k - parts
+        end = tasks * (share + 1) // parts
+        slot = NEXT + LINE * share
+        task = add(pool, slot, 1)
+        while task < end:
+            call(function, task, args)
+            task = add(pool, slot, 1)
+
+
 def run_plan(unused: int, block: int) -> None:
     """Runs the plan that `block` describes: [pool or 0, table, steps, last parallel step].
 
@@ -200,15 +221,14 @@ def run_plan(unused: int, block: int) -> None:
             store(pool, FUNCTION, function)
             store(pool, ARGS, args)
             store(pool, TASKS, tasks)
-            store(pool, NEXT, 0)
+            parts = load(pool, PARTS)
+            for share in range(parts):
+                store(pool, NEXT + LINE * share, tasks * share // parts)
             store(pool, OPEN, add(pool, GENERATION, 1) + 1)
             if load(pool, SLEEPERS) != 0:
                 add(pool, BELL, 1)
                 wake(pool, BELL, RUNG)
-            task = add(pool, NEXT, 1)
-            while task < tasks:
-                call(function, task, args)
-                task = add(pool, NEXT, 1)
+            work(pool, 0, function, args, tasks)
             store(pool, OPEN, 0)
             spins = 0
             while load(pool, ACTIVE) != 0:
@@ -232,12 +252,14 @@ def run_plan(unused: int, block: int) -> None:
         store(pool, OWNER, 0)
 
 
-def helper(linger: int, pool: int) -> None:
-    """Runs tasks of open regions; between them it spins `linger` times and then sleeps.
+def helper(me: int, pool: int) -> None:
+    """Runs tasks of open regions, first those of share `me`; between them it spins LINGER times
+    and then sleeps.
 
     Returns once helpers are to stop; without a futex also when no plan wants help, because
     sleeping is then left to the caller.
     """
+    linger = load(pool, LINGER)
     done = 0
     spins = 0
     while True:
@@ -249,13 +271,10 @@ def helper(linger: int, pool: int) -> None:
                 function = load(pool, FUNCTION)
                 args = load(pool, ARGS)
                 tasks = load(pool, TASKS)
-                if load(pool, SLEEPERS) != 0 and load(pool, NEXT) + 1 < tasks:
+                if load(pool, SLEEPERS) != 0:
                     add(pool, BELL, 1)
                     wake(pool, BELL, RUNG)
-                task = add(pool, NEXT, 1)
-                while task < tasks:
-                    call(function, task, args)
-                    task = add(pool, NEXT, 1)
+                work(pool, me, function, args, tasks)
                 done = region
             if add(pool, ACTIVE, -1) == 1 and load(pool, WAITING) != 0:
                 wake(pool, ACTIVE, 1)

@@ -23,15 +23,18 @@ from tilewright.options import available_cores
 from tilewright.runtime.cache import KernelCache, default_cache
 from tilewright.runtime.layout import (
     ACTIVE,
+    LINE,
     LINE_BYTES,
+    LINGER,
     NAP,
     OPEN,
     OWNER,
+    PARTS,
     SLEEPERS,
     STOPPING,
     WAITING,
     WANTED,
-    WORDS,
+    words,
 )
 
 NAP_NANOSECONDS = 50_000
@@ -100,10 +103,11 @@ class Pool:
     def __init__(self, threads: int, native: Native) -> None:
         self._native = native
         self._helpers = threads - 1
-        self._memory = (ctypes.c_int64 * (WORDS + LINE_BYTES // 8))()
+        self._memory = (ctypes.c_int64 * (words(threads) + LINE))()
         start = ctypes.addressof(self._memory)
         self.address = -(-start // LINE_BYTES) * LINE_BYTES
-        self._words = (ctypes.c_int64 * WORDS).from_address(self.address)
+        self._words = (ctypes.c_int64 * words(threads)).from_address(self.address)
+        self._words[PARTS], self._words[LINGER] = threads, LINGER_SPINS
         self.reset()
 
     def reset(self) -> None:
@@ -148,16 +152,19 @@ class Pool:
 
     def _start(self) -> None:
         with _deep_stacks:
-            for _ in range(self._helpers):
-                threading.Thread(target=self._serve, daemon=True, name="tilewright").start()
+            for k in range(1, self._helpers + 1):
+                work = threading.Thread(
+                    target=self._serve, args=(k,), daemon=True, name="tilewright"
+                )
+                work.start()
 
-    def _serve(self) -> None:
+    def _serve(self, share: int) -> None:
         """A helper's life: in native code, and asleep between plans where that cannot sleep."""
         bell = threading.Lock()
         bell.acquire()
         while True:
             if not self._stopping:
-                self._native.helper(LINGER_SPINS, self.address)
+                self._native.helper(share, self.address)
             self._sleeping.append(bell)
             if self._words[WANTED] and not self._stopping:
                 # A plan began while this thread waited for the interpreter lock, so nobody has
