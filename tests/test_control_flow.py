@@ -36,6 +36,9 @@ LATE_IF = """g (float[n,n] x, float[n,n] v) => (float[n,n] y) {
   >
 }"""
 
+# Here it also has nodes behind it, which would be compiled for either branch.
+EARLY_IF = LATE_IF.replace("y = If(c)", "r = If(c)").removesuffix("}") + "  y = Neg(r)\n}"
+
 LOOP = """g (int64 n, float[2] x, float[2] step) => (float[2] last, float[k,2] all) {
   double = Add(step, step)
   yes = Constant<value = bool {1}>()
@@ -127,8 +130,11 @@ def test_if_on_an_input_is_inlined() -> None:
     assert not any(s.then.startswith("control") for s in model.explain().stages)
 
 
-def test_if_on_a_computed_value_agrees(square: np.ndarray) -> None:
-    check(LATE_IF, {"x": square, "v": -square}, {"x": -square, "v": square})
+@pytest.mark.parametrize(("text", "on_host"), [(LATE_IF, False), (EARLY_IF, True)])
+def test_if_on_a_computed_value_agrees(square: np.ndarray, text: str, on_host: bool) -> None:
+    """One that ends the graph is left to the host no more than one on an input."""
+    model = check(text, {"x": square, "v": -square}, {"x": -square, "v": square})
+    assert any(s.then.startswith("control") for s in model.explain().stages) is on_host
 
 
 def test_if_with_a_condition_of_two_elements_is_refused() -> None:
@@ -184,7 +190,7 @@ def test_nested_control_flow_sees_values_around_it() -> None:
 
 def test_branches_may_capture_different_values(square: np.ndarray) -> None:
     """A branch that runs on its own gets what the other one captures too, and ignores it."""
-    model = check(LATE_IF, {"x": square, "v": square})
+    model = check(EARLY_IF, {"x": square, "v": square})
     assert model.run({"x": -square, "v": square})["y"].shape == (64, 64)
 
 

@@ -176,6 +176,19 @@ def test_the_largest_tiles_do_not_spill(kind: str, vectors: int) -> None:
     assert not re.search(r"v\w+\s+(%[yz]mm.*\(%r[sb]p\)|.*\(%r[sb]p\), %[yz]mm)", kernel.assembly)
 
 
+@pytest.mark.skipif(machine.vector_bytes() < 32, reason="names of the multiplications")
+@pytest.mark.parametrize(("rows", "vectors"), [(1, 1), (1, 2), (2, 2), (4, 2)])
+def test_products_of_few_rows_sum_in_several_chains(rows: int, vectors: int) -> None:
+    body = f"""
+    a, b, c = f32(args, 0), f32(args, 1), f32(args, 2)
+    acc = zeros_f32({rows}, {vectors})
+    store(matmul(acc, a, integer(args, 3), 1, b, integer(args, 4)), c, {width("f32", vectors)})
+    """
+    names = "pointers.f32 pointers.integer tile.zeros_f32 tile.store matmul.matmul"
+    sums = re.findall(r"vfmadd\w+\s.*(%[yz]mm\d+)$", compile_kernel(body, names).assembly, re.M)
+    assert len(set(sums)) >= 8
+
+
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize(("rows", "vectors"), SHAPES)
 def test_matmul_rows_reads_b_in_place(rows: int, vectors: int, kind: str) -> None:

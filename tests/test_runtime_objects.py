@@ -52,6 +52,20 @@ def kernel(task, args):
         x[i] = x[i] - best
 """
 
+STEPS = """\
+from runtime_intrinsics import argument, floats
+from tilewright_kernels.cpu.unroll import unrolled
+
+
+def kernel(task, args):
+    x = floats(argument(args, 0))
+    for round in range(task):
+        for i in range(3):
+            for j in range(5):
+                x[i] = x[i] / x[3 + j]
+                unrolled()
+"""
+
 FOREIGN = """\
 from numba import types
 
@@ -167,3 +181,9 @@ def test_loader_refuses_an_object_without_its_own_symbol() -> None:
 def test_undefined_symbols_wants_an_elf_object() -> None:
     with pytest.raises(CompileError, match="ELF"):
         undefined_symbols(b"MZ and so on")
+
+
+def test_only_marked_loops_are_written_out() -> None:
+    plain = "\n".join(line for line in STEPS.splitlines() if "unrolled()" not in line)
+    assert kernel_ir(plain).count("fdiv") == 1
+    assert kernel_ir(STEPS).count("fdiv") == 5

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from runtime_samples import COUNT, NOTHING, run_python
 from tilewright.options import Options, available_cores
 from tilewright.runtime import pool as pool_module
 from tilewright.runtime.cache import KernelCache
+from tilewright.runtime.layout import BELL, SLEEPERS
 from tilewright.runtime.pool import Executor, Plan
 
 DEEP = """\
@@ -65,7 +67,9 @@ class Counting:
 
     TASKS = 37
 
-    def __init__(self, executor: Executor, cache: KernelCache, repeat: int = 5) -> None:
+    def __init__(
+        self, executor: Executor, cache: KernelCache, repeat: int = 5, brief: bool = False
+    ) -> None:
         count, nothing = cache.load([COUNT, NOTHING])
         self.counters = (ctypes.c_int64 * self.TASKS)()
         args = ctypes.addressof(self.counters)
@@ -73,7 +77,7 @@ class Counting:
         self.repeat = repeat
         self.runs = 0
         self.table = table(steps * repeat)
-        self.plan = prepare(executor, self.table)
+        self.plan = prepare(executor, self.table, brief)
 
     def run(self, times: int) -> None:
         for _ in range(times):
@@ -90,10 +94,10 @@ def table(steps: Sequence[tuple[int, int, int]]) -> ctypes.Array[ctypes.c_int64]
     return (ctypes.c_int64 * len(words))(*words)
 
 
-def prepare(executor: Executor, words: ctypes.Array[ctypes.c_int64]) -> Plan:
+def prepare(executor: Executor, words: ctypes.Array[ctypes.c_int64], brief: bool = False) -> Plan:
     steps = len(words) // 3
     last = max((s for s in range(steps) if words[3 * s + 1] > 1), default=-1)
-    return executor.prepare(ctypes.addressof(words), steps, last)
+    return executor.prepare(ctypes.addressof(words), steps, last, brief)
 
 
 @pytest.mark.parametrize("threads", [1, 2, None])
@@ -197,6 +201,34 @@ def test_idle_helpers_use_no_time(cache: KernelCache, four_threads: Executor) ->
 def processor_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="helpers sleep in Python")
+def test_brief_plans_let_helpers_sleep(
+    cache: KernelCache, four_threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers = four_threads._pool
+    assert helpers is not None
+    Counting(four_threads, cache).run(1)
+    wait_until(lambda: helpers._words[SLEEPERS] == 3)
+    counting = Counting(four_threads, cache, brief=True)
+    monkeypatch.setattr(pool_module, "CLOSE_SECONDS", 0.0)
+    rung = helpers._words[BELL]
+    counting.run(2 * pool_module.STREAK)
+    assert helpers._words[BELL] == rung
+    monkeypatch.setattr(pool_module, "CLOSE_SECONDS", 60.0)
+    counting.run(pool_module.STREAK - 1)
+    assert helpers._words[BELL] == rung
+    counting.run(1)
+    assert helpers._words[BELL] > rung
+    assert counting.is_exact()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(1e-3)
 
 
 def test_kernels_may_use_much_stack(cache: KernelCache, four_threads: Executor) -> None:

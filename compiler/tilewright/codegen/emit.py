@@ -189,12 +189,8 @@ class _Emitter:
 
     def _statement(self, s: Stmt) -> list[str]:
         match s:
-            case For(axis=axis, extent=extent, body=body):
-                count = self.extent(s, extent)
-                return [
-                    f"for {self.axis(axis)} in range({count}):",
-                    *indent(self._statement(body)),
-                ]
+            case For():
+                return self._loop(s)
             case If(condition=condition, body=body):
                 return [f"if {self.expr(condition)}:", *indent(self._statement(body))]
             case Block(stmts=stmts):
@@ -220,6 +216,11 @@ class _Emitter:
                 return printed or self._statement(s.meaning)
             case _:
                 assert_never(s)
+
+    def _loop(self, s: For) -> list[str]:
+        head = f"for {self.axis(s.axis)} in range({self.extent(s, s.extent)}):"
+        last = [f"{self.use('unrolled')}()"] if s.kind is LoopKind.UNROLLED else []
+        return [head, *indent([*self._statement(s.body), *last])]
 
     def extent(self, s: For, extent: Expr) -> str:
         if isinstance(extent, Const):

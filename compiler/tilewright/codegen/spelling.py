@@ -116,6 +116,7 @@ _PLACES = {
     "tile": ("zeros_f32", "zeros_f64", "zeros_i32", "store"),
     "matmul": ("matmul", "matmul_rows", "matmul_prefetch"),
     "panels": ("panel_product",),
+    "unroll": ("unrolled",),
     "bytes": ("byte_product",),
     "byte_matmul": ("matmul_bytes",),
     "window": ("matmul_window",),

@@ -151,6 +151,10 @@ class _Walk:
         position = self.frames[-1]
         return position.index < len(position.scope.nodes)
 
+    def _at_end(self) -> bool:
+        """Whether the current node is the last one."""
+        return all(p.index == len(p.scope.nodes) for p in self.frames)
+
     # --- one node
 
     def _apply(self, node: Node, scope: Scope) -> Stage | None:
@@ -232,12 +236,15 @@ class _Walk:
     # --- control flow
 
     def _control(self, node: Node, scope: Scope, operands: tuple[Value | None, ...]) -> None:
-        """Walks into a branch whose condition is known or cheap to know; all else is the host's."""
+        """Walks into a branch whose condition is known or cheap to know; all else is the host's.
+
+        Cheap is also one behind which nothing is left that would be compiled for either branch.
+        """
         condition = operands[0] if operands else None
         if node.op_type != "If" or not isinstance(condition, Tensor):
             raise _HostNeeded("")
         if not isinstance(condition, Constant):
-            if points((condition,), PROBE_LIMIT) > PROBE_LIMIT:
+            if not self._at_end() and points((condition,), PROBE_LIMIT) > PROBE_LIMIT:
                 raise _HostNeeded("")
             raise NeedsValue(condition)
         if condition.size != 1:

@@ -33,9 +33,10 @@ class Space(Enum):
 
 
 class LoopKind(Enum):
-    """How the iterations of a loop run: one after the other, or as tasks."""
+    """How the iterations of a loop run: one after the other (written out or not), or as tasks."""
 
     SERIAL = "serial"
+    UNROLLED = "unrolled"
     PARALLEL = "parallel"
 
 

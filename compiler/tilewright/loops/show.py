@@ -59,7 +59,7 @@ def _buffer(b: Buffer) -> str:
 def _statement(s: Stmt) -> list[str]:
     match s:
         case For(axis=axis, extent=extent, body=body, kind=kind):
-            word = "parallel" if kind is LoopKind.PARALLEL else "for"
+            word = "for" if kind is LoopKind.SERIAL else kind.value
             order = f", {s.together} together" if s.together else ""
             return [f"{word} {axis} in {show_expr(extent)}{order}:", *_indent(_statement(body))]
         case If(condition=c, body=body):

@@ -175,8 +175,14 @@ class Walk:
 
     def _lanes(self, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """`body` for each lane: its number, tree and row."""
-        extents = (self.trees, self.rows)
-        return _loops(extents, lambda t, r: body(t * self.rows + r, t, r), baked=True)
+        if self.rows == 1:
+            return self._written_out(lambda lane: body(lane, lane, index_const(0)))
+        return self._written_out(lambda lane: body(lane, lane // self.rows, lane % self.rows))
+
+    def _written_out(self, body: Callable[[Expr], Stmt]) -> Stmt:
+        lane = Var(fresh_axis("lane"))
+        count = index_const(self.trees * self.rows)
+        return For(lane.name, count, body(lane), LoopKind.UNROLLED, baked=True)
 
     def _trees(self, tree: Expr) -> Stmt:
         """From the roots to the leaves of a few trees."""
@@ -239,10 +245,10 @@ class Walk:
         return Accumulate(self.sums, (r, which), self.monoid, weight)
 
 
-def _loops(extents: Sequence[int], body: Callable[..., Stmt], baked: bool = False) -> Stmt:
+def _loops(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
     """Loops over the extents, the last one innermost; none for a single iteration."""
     axes = [fresh_axis() for _ in extents]
     made = body(*(index_const(0) if n == 1 else Var(a) for a, n in zip(axes, extents, strict=True)))
     for axis, n in zip(reversed(axes), reversed(extents), strict=True):
-        made = made if n == 1 else For(axis, index_const(n), made, baked=baked)
+        made = made if n == 1 else For(axis, index_const(n), made)
     return made

@@ -13,6 +13,7 @@ FUNCTION = 24  # the region: kernel, arguments, tasks
 ARGS = 25
 TASKS = 26
 GENERATION = 27  # number of the last region
+RINGS = 28  # 1 if sleeping helpers are woken for the region
 WANTED = 32  # 1 while a plan with parallel steps runs
 STOPPING = 33  # 1 once helpers are to leave native code
 OWNER = 40  # 1 while a plan has the helpers

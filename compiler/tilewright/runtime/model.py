@@ -64,7 +64,7 @@ class CompiledModel:
         self._sessions: dict[frozenset[str], Session] = {}
         self._names = [i.name for i in graph.inputs]
         self._required = [n for n in self._names if n not in graph.defaults]
-        self._outputs = [o.name for o in graph.outputs]
+        self._places = tuple(enumerate(o.name for o in graph.outputs))
         self._main = self._session(frozenset())
 
     @property
@@ -84,9 +84,7 @@ class CompiledModel:
         these shapes, and ExecutionError for bad data (an index out of range ...).
         """
         outputs = self._run(feeds)
-        if len(outputs) == 1:
-            return {self._outputs[0]: outputs[0]}
-        return dict(zip(self._outputs, outputs, strict=True))
+        return {name: outputs[k] for k, name in self._places}
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         """The output, or a tuple of several, for inputs by position (in order) and by name."""

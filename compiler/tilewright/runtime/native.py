@@ -39,6 +39,7 @@ from tilewright.runtime.layout import (
     OPEN,
     OWNER,
     PARTS,
+    RINGS,
     SLEEPERS,
     SPINS_OF_CALLER,
     STOPPING,
@@ -197,18 +198,21 @@ def work(pool: int, me: int, function: int, args: int, tasks: int) -> None:
             task = add(pool, slot, 1)
 
 
-def run_plan(unused: int, block: int) -> None:
+def run_plan(rings: int, block: int) -> None:
     """Runs the plan that `block` describes: [pool or 0, table, steps, last parallel step].
 
-    While another plan has the pool's helpers, this one runs alone.
+    While another plan has the pool's helpers, this one runs alone; so it does while all of them
+    sleep, unless `rings` is 1.
     """
     pool = read(block, 0)
     table = read(block, 1)
     last = read(block, 3)
     mine = 0
     if pool != 0 and last >= 0:
-        mine = claim(pool, OWNER)
+        if rings != 0 or load(pool, SLEEPERS) + 1 < load(pool, PARTS):
+            mine = claim(pool, OWNER)
         if mine != 0:
+            store(pool, RINGS, rings)
             store(pool, WANTED, 1)
     for step in range(read(block, 2)):
         function = read(table, 3 * step)
@@ -225,7 +229,7 @@ def run_plan(unused: int, block: int) -> None:
             for share in range(parts):
                 store(pool, NEXT + LINE * share, tasks * share // parts)
             store(pool, OPEN, add(pool, GENERATION, 1) + 1)
-            if load(pool, SLEEPERS) != 0:
+            if rings != 0 and load(pool, SLEEPERS) != 0:
                 add(pool, BELL, 1)
                 wake(pool, BELL, RUNG)
             work(pool, 0, function, args, tasks)
@@ -271,7 +275,7 @@ def helper(me: int, pool: int) -> None:
                 function = load(pool, FUNCTION)
                 args = load(pool, ARGS)
                 tasks = load(pool, TASKS)
-                if load(pool, SLEEPERS) != 0:
+                if load(pool, RINGS) != 0 and load(pool, SLEEPERS) != 0:
                     add(pool, BELL, 1)
                     wake(pool, BELL, RUNG)
                 work(pool, me, function, args, tasks)

@@ -7,7 +7,9 @@ only the passes that turn Python into LLVM IR, and emits an object that exports 
 
 from __future__ import annotations
 
+import itertools
 import linecache
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -32,6 +34,7 @@ from numba.core.untyped_passes import (
 
 from tilewright.errors import CompileError
 from tilewright.runtime.loader import target_machine, undefined_symbols
+from tilewright_kernels.cpu.unroll import MARK
 
 SIGNATURE = (types.int64, types.int64)
 
@@ -70,8 +73,29 @@ done:
 """
 
 
+UNROLLED = re.compile(rf"^ *; {MARK}\n((?: +.*\n)*?) +(br label .*)", re.MULTILINE)
+FREE_NUMBER = 1 << 20  # of metadata
+
+
+def with_unrolled_loops(ir: str) -> str:
+    """Textual IR in which loops whose bodies end with a mark are ones that LLVM unrolls."""
+    loops = itertools.count(FREE_NUMBER)
+    made: list[str] = []
+
+    def mark(found: re.Match[str]) -> str:
+        made.append(f"!{next(loops)}")
+        return f"{found[1]}  {found[2]}, !llvm.loop {made[-1]}"
+
+    marked = UNROLLED.sub(mark, ir)
+    full = '!{!"llvm.loop.unroll.full"}'
+    return "\n".join([marked, *(f"{n} = distinct !{{{n}, {full}}}" for n in made)])
+
+
 class ObjectLibrary(codegen.JITCodeLibrary):
     """Collects the IR of one kernel; Numba neither optimises nor loads it."""
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        self.add_llvm_module(llvm.parse_assembly(with_unrolled_loops(str(ir_module))))
 
     def add_llvm_module(self, ll_module: llvm.ModuleRef) -> None:
         self._final_module.link_in(ll_module)

@@ -10,7 +10,7 @@ instance (arena and argument tables) of its own and gives it back.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,9 +59,11 @@ from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
 from tilewright_kernels.cpu import machine
 
-TASK_NANOSECONDS = 4_000  # work that is worth a task of its own: ten times what a region costs
-NANOSECONDS_PER_NODE = 0.05  # of an expression in plain loops, once
-NANOSECONDS_PER_PRODUCT = 0.01  # on register tiles
+TASK_NANOSECONDS = 2_000  # work that is worth a task of its own: ten times what a region costs
+BRIEF_NANOSECONDS = 40_000  # of tasks that are not worth waking helpers, which may take as long
+NANOSECONDS_PER_NODE = 0.025  # of an expression in plain loops, once
+NANOSECONDS_PER_PRODUCT = 0.005  # and node, on register tiles
+NANOSECONDS_PER_BYTE = 0.0025  # and node, that tiles load for each of their rows
 TASKS_PER_THREAD = 4
 
 
@@ -95,9 +97,10 @@ class _Instance:
     errors: np.ndarray
     call: Table
     slots: memoryview = field(init=False)  # of the arguments, written faster than the array
+    run: Callable[[], None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.slots = self.arguments.data
+        self.slots, self.run = self.arguments.data, self.call.run
 
 
 def tile_limits() -> TileLimits:
@@ -193,6 +196,7 @@ class Plan:
         self._rows = rows
         parallel = [k for k, (_, tasks, _) in enumerate(rows) if tasks > 1]
         self._last_parallel = max(parallel, default=-1)
+        self._is_brief = sum(work(kernels[k]) for k in parallel) < BRIEF_NANOSECONDS
 
     def _allocate(
         self, lowered: Sequence[Lowered], input_at: Mapping[str, int], output_at: Mapping[str, int]
@@ -261,7 +265,7 @@ class Plan:
             instance = self._take()
             try:
                 self._bind(instance, arrays, results)
-                instance.call()
+                instance.run()
                 if self._checks:
                     self._check(instance)
             finally:
@@ -285,7 +289,9 @@ class Plan:
         for k, slot in enumerate(self._error_slots):
             arguments[slot] = errors[k:].ctypes.data
         table = np.array([(f, tasks, base + 8 * start) for f, tasks, start in self._rows], np.int64)
-        call = self._executor.prepare(table.ctypes.data, len(self._rows), self._last_parallel)
+        call = self._executor.prepare(
+            table.ctypes.data, len(self._rows), self._last_parallel, self._is_brief
+        )
         return _Instance(arena, arguments, table, errors, call)
 
     def _bind(
@@ -318,7 +324,7 @@ class Plan:
         results, instance = self._results.make(), self._take()
         try:
             self._bind(instance, arrays, results)
-            seconds = Stopwatch(self._executor, self._cache, instance.table)()
+            seconds = Stopwatch(self._executor, self._cache, instance.table, self._is_brief)()
             self._check(instance)
         finally:
             self._free.append(instance)
@@ -377,9 +383,11 @@ def _work(s: Stmt, ranges: dict[str, Range]) -> float:
             count = interval(extent, ranges)[1]
             count = count if math.isfinite(count) else 16.0
             return count * _work(body, {**ranges, axis: (0.0, max(count - 1, 0.0))})
-        case Tile(meaning=meaning):
+        case Tile(acc=acc, rows=rows, meaning=meaning):
             products = _work(meaning, ranges) / NANOSECONDS_PER_NODE
-            return products * NANOSECONDS_PER_PRODUCT
+            height = acc.shape[0] if rows else 1
+            loaded = acc.dtype.itemsize * NANOSECONDS_PER_BYTE / height
+            return products * max(NANOSECONDS_PER_PRODUCT, loaded)
         case Store(value=value) | Accumulate(value=value):
             return NANOSECONDS_PER_NODE * _operations(value)
     return sum(_work(c, ranges) for c in children(s) if isinstance(c, Stmt))

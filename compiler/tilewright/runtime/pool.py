@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -39,6 +40,8 @@ from tilewright.runtime.layout import (
 
 NAP_NANOSECONDS = 50_000
 LINGER_SPINS = 1000  # about 40 us: consecutive plans find the helpers awake
+CLOSE_SECONDS = 20e-6  # between plans that do
+STREAK = 16  # of them, and waking the helpers will have been worth it
 STACK_BYTES = 16 << 20  # kernels keep up to 512 KB of scratch on the stack
 NATIVE_FILES = ("native.py", "futex.py", "layout.py")
 
@@ -66,27 +69,57 @@ class Executor:
         """
         self.prepare(table_address, steps, last_parallel)()
 
-    def prepare(self, table_address: int, steps: int, last_parallel: int) -> Plan:
-        """The same as a callable with less cost per call; the table must outlive it."""
-        return Plan(self._native.run, self._pool, table_address, steps, last_parallel)
+    def prepare(
+        self, table_address: int, steps: int, last_parallel: int, brief: bool = False
+    ) -> Plan:
+        """The same as a callable with less cost per call; the table must outlive it.
+
+        A `brief` plan is not worth waking helpers that sleep, unless its calls come one upon the
+        other, so that they stay awake from then on.
+        """
+        return Plan(self._native.run, self._pool, table_address, steps, last_parallel, brief)
 
 
 class Plan:
-    """One table, ready to run as often as wanted."""
+    """One table, ready to run as often as wanted while this exists."""
 
     def __init__(
-        self, run: NativeFunction, pool: Pool | None, table: int, steps: int, last_parallel: int
+        self,
+        run: NativeFunction,
+        pool: Pool | None,
+        table: int,
+        steps: int,
+        last_parallel: int,
+        brief: bool,
     ) -> None:
-        self._run = run
-        self._pool = pool if last_parallel >= 0 else None
         memory = pool.address if pool else 0
         self._block = (ctypes.c_int64 * 4)(memory, table, steps, last_parallel)
-        self._address = ctypes.addressof(self._block)
+        address = ctypes.addressof(self._block)
+        if pool is None or last_parallel < 0:
+            self.run = partial(run, 0, address)
+        else:
+            self.run = partial(_run_briefly if brief else _run_awake, pool, run, address)
 
     def __call__(self) -> None:
-        if self._pool is not None and self._pool.has_sleepers:
-            self._pool.wake()
-        self._run(0, self._address)
+        self.run()
+
+
+def _run_awake(pool: Pool, run: NativeFunction, address: int) -> None:
+    """Runs with all helpers."""
+    if pool.has_sleepers:
+        pool.wake()
+    run(1, address)
+
+
+def _run_briefly(pool: Pool, run: NativeFunction, address: int) -> None:
+    """Runs with the helpers that are awake; with all once many calls have followed closely."""
+    now = time.perf_counter()
+    pool.streak = pool.streak + 1 if now - pool.ended < CLOSE_SECONDS else 0
+    if pool.streak < STREAK:
+        run(0, address)
+    else:
+        _run_awake(pool, run, address)
+    pool.ended = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,8 @@ class Pool:
     """Shared memory and `threads - 1` helper threads, which start with the first plan."""
 
     def __init__(self, threads: int, native: Native) -> None:
+        self.ended = 0.0  # when a brief plan ended,
+        self.streak = 0  # and how many before it came closely upon each other
         self._native = native
         self._helpers = threads - 1
         self._memory = (ctypes.c_int64 * (words(threads) + LINE))()
@@ -147,7 +182,7 @@ class Pool:
         block = (ctypes.c_int64 * 4)(self.address, ctypes.addressof(nothing), 1, 0)
         deadline = time.monotonic() + 1.0
         while self._started and len(self._sleeping) < self._helpers and time.monotonic() < deadline:
-            self._native.run(0, ctypes.addressof(block))
+            self._native.run(1, ctypes.addressof(block))
             time.sleep(1e-4)
 
     def _start(self) -> None:

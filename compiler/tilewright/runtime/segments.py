@@ -11,7 +11,7 @@ from weakref import WeakSet
 import numpy as np
 
 from tilewright.graph.ir import Array
-from tilewright.graph.stages import Finish, Stage
+from tilewright.graph.stages import Finish, NeedValue, Stage
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Placeholder, Tensor
 
@@ -76,13 +76,17 @@ class Segment:
     __slots__ = (
         "__weakref__",
         "arrivals",
+        "brings",
         "children",
+        "computes",
         "direct",
         "keep",
         "key",
+        "needs",
         "parent",
         "passes",
         "reads",
+        "returns",
         "runner",
         "seconds",
         "stage",
@@ -103,8 +107,13 @@ class Segment:
         self.step = step
         self.arrivals = tuple(arrivals)
         self.seconds = seconds
+        # Pairs of place and name, for loops that a short call has no time to zip.
+        self.brings = tuple((k, n) for k, n in enumerate(arrivals) if n is not None)
+        self.computes = tuple(enumerate(stage.names))
         self.reads = tuple(i.name for i in stage.inputs)
         self.keep = stage.rest.names
+        self.needs = stage.cut.name if isinstance(stage.cut, NeedValue) else None
+        self.returns = self._returned()
         self.direct = runner is not None and self._is_direct()
         self.passes = self._passed()
         self.children: dict[Hashable, Segment] = {}
@@ -112,15 +121,17 @@ class Segment:
         self.key: Hashable = None
         self.used = 0
 
+    def _returned(self) -> tuple[str, ...] | None:
+        """The names of the values that a run returns, if it ends here and they are its own."""
+        cut = self.stage.cut
+        if not isinstance(cut, Finish) or any(o.copy for o in cut.outputs):
+            return None
+        names = tuple(o.source for o in cut.outputs if isinstance(o.source, str))
+        return names if len(names) == len(cut.outputs) else None
+
     def _is_direct(self) -> bool:
         """Whether a run is just a run of the plan: inputs in order, outputs in order."""
-        cut = self.stage.cut
-        return (
-            isinstance(cut, Finish)
-            and self.reads == self.arrivals
-            and tuple(o.source for o in cut.outputs) == self.stage.names
-            and not any(o.copy for o in cut.outputs)
-        )
+        return self.reads == self.arrivals and self.returns == self.stage.names
 
     def _passed(self) -> list[int] | None:
         """Which arrivals the outputs are copies of, if a run is nothing else."""

@@ -19,7 +19,6 @@ from tilewright.graph.stages import (
     Finish,
     HostStep,
     Known,
-    NeedValue,
     Output,
     Ref,
     Stage,
@@ -106,16 +105,17 @@ class Session:
             return segment.runner.run(values)
         if segment.passes is not None:
             return [copied(values[k]) for k in segment.passes]
-        held = {n: v for n, v in zip(segment.arrivals, values, strict=True) if n is not None}
+        held = {n: values[k] for k, n in segment.brings}
         while not isinstance(segment.stage.cut, Finish):
             arrived = self._advance(segment, held)
             following = self._next(segment, arrived)
             held = {n: held[n] for n in segment.keep} if segment.keep else {}
             segment = following
-            held.update(
-                (n, v) for n, v in zip(segment.arrivals, arrived, strict=True) if n is not None
-            )
+            for k, n in segment.brings:
+                held[n] = arrived[k]
         self._compute(segment, held)
+        if segment.returns is not None:
+            return [_own(held[n]) for n in segment.returns]
         return [_result(o, held) for o in segment.stage.cut.outputs]
 
     def enter(self, values: Sequence[Any]) -> Segment:
@@ -150,19 +150,18 @@ class Session:
         self._compute(segment, held)
         if segment.step is not None:
             return segment.step(held)
-        cut = segment.stage.cut
-        assert isinstance(cut, NeedValue)
-        return [held[cut.name]]
+        assert segment.needs is not None
+        return [held[segment.needs]]
 
     def _compute(self, segment: Segment, held: dict[str, Any]) -> None:
         if segment.runner is not None:
             outputs = segment.runner.run([held[n] for n in segment.reads])
-            held.update(zip(segment.stage.names, outputs, strict=True))
+            for k, n in segment.computes:
+                held[n] = outputs[k]
 
     def _next(self, segment: Segment, arrived: Sequence[Any]) -> Segment:
         """The segment that goes on with what arrived."""
-        is_value = isinstance(segment.stage.cut, NeedValue)
-        key = value_key(arrived[0]) if is_value else signature(arrived)
+        key = signature(arrived) if segment.needs is None else value_key(arrived[0])
         found = segment.children.get(key)
         if found is None:
             with self.workshop.lock:
@@ -228,7 +227,12 @@ def _fetch(source: Ref, held: Mapping[str, Any]) -> Any:
 
 def _result(output: Output, held: Mapping[str, Any]) -> Any:
     value = _fetch(output.source, held)
-    return copied(value) if output.copy or isinstance(value, list) else value
+    return copied(value) if output.copy else _own(value)
+
+
+def _own(value: Any) -> Any:
+    """The value with no list that something else may hold."""
+    return copied(value) if isinstance(value, list) else value
 
 
 def copied(value: Any) -> Any:

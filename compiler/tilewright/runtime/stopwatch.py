@@ -16,7 +16,9 @@ STEP_WORDS = 3  # kernel address, number of tasks, address of the arguments
 class Stopwatch:
     """A plan's table with a reading of the clock before, between and after its steps."""
 
-    def __init__(self, executor: Executor, cache: KernelCache, table: np.ndarray) -> None:
+    def __init__(
+        self, executor: Executor, cache: KernelCache, table: np.ndarray, brief: bool = False
+    ) -> None:
         (stamp,) = cache.load([_text()])
         steps = len(table)
         self._kept = table  # its argument tables are read by the call
@@ -27,7 +29,7 @@ class Stopwatch:
         self._table[0::2, 2] = [row.ctypes.data for row in self._times]
         parallel = np.flatnonzero(self._table[:, 1] > 1)
         last = int(parallel[-1]) if len(parallel) else -1
-        self._call = executor.prepare(self._table.ctypes.data, len(self._table), last)
+        self._call = executor.prepare(self._table.ctypes.data, len(self._table), last, brief)
 
     def __call__(self) -> list[float]:
         """Runs the plan; the seconds of each step."""

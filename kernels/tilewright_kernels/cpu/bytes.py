@@ -14,8 +14,9 @@ from llvmlite import ir
 from numba import types
 
 from tilewright_kernels.cpu import machine
+from tilewright_kernels.cpu.chains import chained_sums
 from tilewright_kernels.cpu.intrinsics import literal_intrinsic
-from tilewright_kernels.cpu.panels import chained_sums, parts
+from tilewright_kernels.cpu.panels import parts
 from tilewright_kernels.cpu.values import I32, call_intrinsic
 from tilewright_kernels.cpu.vectors import splat, word
 

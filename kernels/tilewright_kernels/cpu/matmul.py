@@ -8,12 +8,11 @@ from typing import Any
 
 from numba import types
 
+from tilewright_kernels.cpu.chains import chained_sums, chains_for
 from tilewright_kernels.cpu.intrinsics import intrinsic
 from tilewright_kernels.cpu.tile import Tile, pack, unpack
-from tilewright_kernels.cpu.values import I64
 from tilewright_kernels.cpu.vectors import (
     fma,
-    keep_loop_rolled,
     load_vector,
     prefetch,
     splat,
@@ -53,32 +52,16 @@ class Product:
         return results
 
     def emit(self, builder: Any, registers: Sequence[Any], hook: Hook | None = None) -> list[Any]:
-        """The loop over k, which may run never; `hook` emits what else each iteration does.
+        """The loop over k, which may run never; `hook` emits what else each iteration does."""
 
-        It is not unrolled: processors overlap the iterations, and unrolled loads cost registers.
-        """
-        before = builder.block
-        head, body, end = (
-            builder.append_basic_block(f"k.{part}") for part in ("head", "body", "end")
-        )
-        builder.branch(head)
-        builder.position_at_end(head)
-        k = builder.phi(I64)
-        k.add_incoming(word(0), before)
-        carried = [builder.phi(r.type) for r in registers]
-        builder.cbranch(builder.icmp_signed("<", k, self.k), body, end)
-        builder.position_at_end(body)
-        results = self.step(builder, k, carried)
-        if hook is not None:
-            hook(k)
-        keep_loop_rolled(builder)
-        k.add_incoming(builder.add(k, word(1)), body)
-        for phi, first, result in zip(carried, registers, results, strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(result, body)
-        builder.branch(head)
-        builder.position_at_end(end)
-        return carried
+        def step(k: Any, carried: Sequence[Any]) -> list[Any]:
+            results = self.step(builder, k, carried)
+            if hook is not None:
+                hook(k)
+            return results
+
+        chains = chains_for(len(registers))
+        return list(chained_sums(builder, step, registers, self.k, chains))
 
 
 def _row_pointers(builder: Any, start: Any, row_stride: Any, rows: int) -> list[Any]:

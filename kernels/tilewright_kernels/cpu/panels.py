@@ -7,27 +7,23 @@ computed in parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 
 from tilewright_kernels.cpu import machine
+from tilewright_kernels.cpu.chains import chained_sums, chains_for
 from tilewright_kernels.cpu.intrinsics import literal_intrinsic
 from tilewright_kernels.cpu.tile import Tile
-from tilewright_kernels.cpu.values import I64
 from tilewright_kernels.cpu.vectors import (
     fma,
-    keep_loop_rolled,
     load_vector,
     splat,
     store_vector,
     word,
 )
-
-CHAINS = 8  # independent sums that keep two multipliers with a latency of four cycles busy
 
 
 @dataclass(frozen=True)
@@ -51,50 +47,7 @@ def parts(rows: int, vectors: int) -> Parts:
         return max(loads, rows * vectors), down, across
 
     height, width = min(fitting, key=cost)
-    return Parts(-(-rows // -(-rows // height)), width, -(-CHAINS // (height * width)))
-
-
-Step = Callable[[Any, Sequence[Any]], list[Any]]
-"""One k: the registers with their products added."""
-
-
-def chained_sums(builder: Any, step: Step, start: Sequence[Any], count: Any, chains: int) -> Any:
-    """The sums over all k: whole rounds of the chains, then what is left on the first."""
-    whole = builder.mul(builder.sdiv(count, word(chains)), word(chains))
-    carried = _loop(builder, step, (word(0), whole), [start] * chains)
-    if chains == 1:
-        return carried[0]
-    is_integer = isinstance(start[0].type.element, ir.IntType)
-    add = builder.add if is_integer else builder.fadd
-    total = carried[0]
-    for other in carried[1:]:
-        total = [add(x, y) for x, y in zip(total, other, strict=True)]
-    return _loop(builder, step, (whole, count), [total])[0]
-
-
-def _loop(
-    builder: Any, step: Step, bounds: tuple[Any, Any], starts: Sequence[Sequence[Any]]
-) -> list[list[Any]]:
-    """Chain c takes k = first + c, and then every len(starts)-th."""
-    before = builder.block
-    head, body, end = (builder.append_basic_block(f"sum.{s}") for s in ("head", "body", "end"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    k = builder.phi(I64)
-    k.add_incoming(bounds[0], before)
-    carried = [[builder.phi(x.type) for x in chain] for chain in starts]
-    builder.cbranch(builder.icmp_signed("<", k, bounds[1]), body, end)
-    builder.position_at_end(body)
-    results = [step(builder.add(k, word(c)), chain) for c, chain in enumerate(carried)]
-    keep_loop_rolled(builder)
-    k.add_incoming(builder.add(k, word(len(starts))), body)
-    for chain, first, result in zip(carried, starts, results, strict=True):
-        for phi, x, y in zip(chain, first, result, strict=True):
-            phi.add_incoming(x, before)
-            phi.add_incoming(y, body)
-    builder.branch(head)
-    builder.position_at_end(end)
-    return carried
+    return Parts(-(-rows // -(-rows // height)), width, chains_for(height * width))
 
 
 @dataclass(frozen=True)
