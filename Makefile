@@ -3,10 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -q
-PACKAGES := compiler kernels tests
+PACKAGES := compiler kernels tests benchmarks
+MODELS ?= benchmarks/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-avx2 lint types format golden train-digits clean
+.PHONY: help demo test test-avx2 lint types format golden bench models train-digits clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -38,6 +39,14 @@ format: $(VENV)/.dev ## Apply the style
 golden: $(VENV)/.dev ## Accept the texts of today as golden; review them with git diff
 	$(PYTEST) -m golden --update-golden
 
+bench: $(VENV)/.bench $(if $(wildcard $(MODELS)/*.onnx),,models) ## Measure everything in the README anew
+	$(BIN)/tilewright bench $(MODELS)/*.onnx --threads 1 2 --memory --json docs/performance.json --picture docs/performance.svg
+	$(BIN)/tilewright bench --gemm --threads 1 --json docs/gemm.json
+	$(BIN)/python benchmarks/report.py
+
+models: $(VENV)/.export ## Export the models that `make bench` measures (PyTorch is large)
+	$(BIN)/python benchmarks/export.py --out $(MODELS)
+
 train-digits: $(VENV)/.train ## Train the demo's model anew
 	$(BIN)/python -m tilewright.explore.train_digits
 
@@ -49,6 +58,6 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
+$(VENV)/.bench $(VENV)/.demo $(VENV)/.dev $(VENV)/.export $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
 	$(INSTALL) -e '.[$*]'
 	@touch $@

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -18,9 +22,12 @@ from onnx import parser
 
 import tilewright
 from tilewright.errors import InputError
-from tilewright.explore import cli, compare, engines, gemm
+from tilewright.explore import cli, compare, gemm, many, process
 from tilewright.explore.compare import Request, array_error, largest_error, make_feeds
-from tilewright.explore.engines import Engine, EngineError, flatten
+from tilewright.explore.engines import Engine, EngineError
+from tilewright.explore.many import Row, Rows
+from tilewright.explore.picture import picture
+from tilewright.explore.process import flatten
 from tilewright.explore.screen import PlainScreen
 
 ROOT = Path(__file__).parent.parent
@@ -50,15 +57,20 @@ def test_the_command_is_installed() -> None:
 
 def test_a_model_on_two_engines(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
-    assert bench(DIGITS, *QUICK, "--shape", "image=3x1x8x8", "--json") == cli.RIGHT
-    found = json.loads(capfd.readouterr().out)
-    assert found["right"] and 0 <= found["error"] < 1e-4
+    words = ("--shape", "image=3x1x8x8", "--memory", "--json", "-")
+    assert bench(DIGITS, *QUICK, *words) == cli.RIGHT
+    shown = json.loads(capfd.readouterr().out)
+    (row,) = shown["rows"]
+    found = row["found"]
+    assert row["model"] == "digits" and row["right"] and 0 <= found["error"] < 1e-4
     assert found["inputs"] == {"image": "float32[3, 1, 8, 8]"}
     assert [e["engine"] for e in found["engines"]] == ["tilewright", "onnxruntime"]
     for e in found["engines"]:
         assert 0 < e["least"] <= e["median"] and e["calls"] >= found["turns"] >= 3
-        assert e["first"] > 0 and e["load"] > 0 and 10e6 < e["peak_bytes"] < 10e9
-    assert found["ratio"] > 0
+        for start in (e, e["again"]):
+            assert start["first"] > 0 and start["load"] > 0 and 10e6 < start["peak_bytes"] < 10e9
+    assert found["ratio"] > 0 and shown["means"] == {"1": pytest.approx(found["ratio"])}
+    assert shown["machine"]["cores"] >= 1 and shown["machine"]["onnxruntime"]
 
 
 def test_the_table(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,16 +84,16 @@ def test_the_table(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 def test_other_answers_are_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = (saved(tmp_path, NOISE), *QUICK, "--against", "reference")
-    assert bench(*words, "--json") == cli.WRONG
-    assert not json.loads(capfd.readouterr().out)["right"]
+    assert bench(*words, "--json", "-") == cli.WRONG
+    assert not json.loads(capfd.readouterr().out)["rows"][0]["right"]
 
 
 def test_inputs_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path, ROWS)
     np.savez(tmp_path / "in.npz", i=np.array([5, 0]))
     words = (path, *QUICK, "--against", "reference", "--input", str(tmp_path / "in.npz"))
-    assert bench(*words, "--dim", "rows=6", "--json") == cli.RIGHT
-    found = json.loads(capfd.readouterr().out)
+    assert bench(*words, "--dim", "rows=6", "--json", "-") == cli.RIGHT
+    found = json.loads(capfd.readouterr().out)["rows"][0]["found"]
     assert found["inputs"] == {"x": "float32[6, 4]", "i": "int64[2]"}
     assert bench(*words, "--dim", "rows=3") == cli.FAILED  # index 5 is out of range
     shown = capfd.readouterr()
@@ -125,6 +137,8 @@ def test_what_cannot_be_compared(
         ("--dim", "n=0"),
         ("--dim", "n=x"),
         ("--against", "nobody"),
+        ("--json", DIGITS),
+        ("--picture", "bars.png"),
     ],
 )
 def test_words_that_mean_nothing(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
@@ -136,10 +150,85 @@ def test_words_that_mean_nothing(words: tuple[str, ...], capfd: pytest.CaptureFi
 
 def test_shapes_on_the_command_line() -> None:
     parsed = cli.parser().parse_args(
-        ["bench", "m", "--shape", "a=b=2x3", "--shape", "s=", "--dim", "n=4", "--dim", "k=5"]
+        ["bench", "m", "--shape", "a=b=2x3", "--shape", "s=", "--dim", "n=4", "--dim", "k=5,6"]
     )
-    assert dict(parsed.shape) == {"a=b": [2, 3], "s": []}
-    assert dict(parsed.dim) == {"n": 4, "k": 5}
+    assert dict(parsed.shape) == {"a=b": [[2, 3]], "s": [[]]}
+    assert dict(parsed.dim) == {"n": [4], "k": [5, 6]}
+
+
+# -- several models
+
+
+def test_several_models_shapes_and_threads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "open_screen", PlainScreen)
+    other = saved(tmp_path, "g (float[rows,4] x) => (float[rows,4] y) { y = Relu(x) }")
+    figures, bars = tmp_path / "figures.json", tmp_path / "bars.svg"
+    words = (other, "--against", "reference", "--seconds", "0.05", "--dim", "rows=2,3")
+    files = ("--json", str(figures), "--picture", str(bars))
+    assert bench(DIGITS, *words, "--threads", "1", "2", *files) == cli.RIGHT
+    rows = json.loads(figures.read_text())["rows"]
+    assert [(r["model"], r["case"], r["threads"]) for r in rows] == [
+        *(("digits", "", threads) for threads in (1, 2)),
+        *(("model", f"rows={n}", threads) for threads in (1, 2) for n in (2, 3)),
+    ]
+    assert rows[-1]["found"]["inputs"] == {"x": "float32[3, 4]"}
+    assert "(geometric mean)" in capfd.readouterr().out
+    assert len(bar_lengths(bars.read_text())) == len(rows)
+
+
+def test_one_that_fails_does_not_stop_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    words = (*QUICK, "--against", "reference", "--json", "-")
+    assert bench(str(broken), DIGITS, *words) == cli.FAILED
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert [r["found"] is None for r in rows] == [True, False]
+    assert "not an ONNX model" in rows[0]["reason"]
+
+
+def test_a_name_that_no_model_has(tmp_path: Path) -> None:
+    other = saved(tmp_path, ROWS)
+    wanted = many.cases([DIGITS, other], [1], {}, {"rows": [2]}, Request("", "reference", 1))
+    assert [request.dims for request, _ in wanted] == [{}, {"rows": 2}]
+    with pytest.raises(InputError, match="no model has an input or a dimension 'lines'"):
+        many.cases([DIGITS, other], [1], {}, {"lines": [2]}, Request("", "reference", 1))
+
+
+def row(model: str, threads: int, ratio: float) -> Row:
+    engine = compare.EngineResult("tilewright", 1, 1, 1, 1, 1, 1)
+    found = compare.Comparison(model, threads, {}, 0.0, ratio, 3, (engine, engine))
+    return Row(model, "", threads, True, found)
+
+
+def bar_lengths(svg: str) -> list[float]:
+    ElementTree.fromstring(svg)
+    return [
+        float(w) for w in re.findall(r'<rect class="t\d" [^/]*width="([\d.]+)" height="8"', svg)
+    ]
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
+def test_bars_are_as_long_as_ratios(ratios: list[float]) -> None:
+    rows = [row(f"<m{k}&>", 1, r) for k, r in enumerate(ratios)]
+    missing = Row("missing", "", 1, False, None, "no")
+    svg = picture(Rows("onnxruntime", {}, (*rows, missing)))
+    lengths = bar_lengths(svg)
+    assert len(lengths) == len(ratios)
+    scale = max(lengths) / max(ratios)
+    for length, ratio in zip(lengths, sorted(ratios, reverse=True)):
+        assert length == pytest.approx(ratio * scale, abs=0.11)
+    one = re.search(r'class="one" d="M([\d.]+) ', svg)
+    assert one and float(one[1]) == pytest.approx(190 + scale, rel=0.02, abs=0.5)
+    assert "missing" not in svg and "prefers-color-scheme: dark" in svg
+
+
+def test_means_are_geometric() -> None:
+    rows = (row("a", 1, 0.5), row("b", 1, 2.0), row("a", 2, 3.0))
+    assert Rows("onnxruntime", {}, rows).means == pytest.approx({1: 1.0, 2: 3.0})
 
 
 # -- inputs
@@ -256,12 +345,12 @@ def test_text_models_need_a_file_of_inputs(
 
 def test_a_process_that_dies_is_an_error() -> None:
     with pytest.raises(EngineError, match=r"no: the process ended with code 1: .*no_such_module"):
-        Engine("no", "no_such_module", [], 60).__enter__()
+        Engine("no", ["-m", "no_such_module"], 60).__enter__()
 
 
 def test_a_process_that_is_silent_is_an_error() -> None:
     with (
-        Engine("numpy", gemm.__name__, ["numpy", "1"], 60) as engine,
+        Engine("numpy", ["-m", gemm.__name__, "numpy", "1"], 60) as engine,
         pytest.raises(EngineError, match=r"no answer within 0\.01 s"),
     ):
         engine._limit = 0.01
@@ -270,9 +359,17 @@ def test_a_process_that_is_silent_is_an_error() -> None:
 
 
 def test_peak_memory_grows_with_what_is_used() -> None:
-    before = engines.peak_bytes()
+    before = process.peak_bytes()
     block = np.ones(1 << 25)
-    assert engines.peak_bytes() >= before and engines.peak_bytes() > block.nbytes
+    assert process.peak_bytes() >= before and process.peak_bytes() > block.nbytes
+
+
+def test_another_engine_does_not_pay_for_this_package() -> None:
+    code = f"import runpy, sys; runpy.run_path({process.__file__!r}); print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"tilewright", "onnx", "numba", "llvmlite"} & set(found.stdout.split())
 
 
 # -- products
@@ -282,8 +379,9 @@ def test_products_of_matrices(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gemm, "NAMED_SHAPES", {"BERT": ((3, 5, 7),)})
-    assert bench("--gemm", "--sizes", "1,17", "--threads", "1", "--json") == cli.RIGHT
-    found = json.loads(capfd.readouterr().out)
+    assert bench("--gemm", "--sizes", "1,17", "--threads", "1", "--json", "-") == cli.RIGHT
+    (found,) = json.loads(capfd.readouterr().out)
+    assert found["right"]
     shapes = [(p["rows"], p["depth"], p["columns"]) for p in found["products"]]
     assert shapes[0] == (3, 5, 7) and len(set(shapes)) == 9
     for p in found["products"]:
@@ -306,8 +404,15 @@ def test_the_table_of_products(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "9x9x9" in shown and "1x2x1 " in shown and "1x2x40" not in shown
     assert "below 1 for 9 of 40" in shown and "every product is right" in shown
+    assert "below half of NumPy's speed: none" in shown
     gemm.show(found, PlainScreen(), everything=True)
     assert "1x2x40" in capsys.readouterr().out
+
+
+def test_large_products_at_less_than_half_the_speed_show() -> None:
+    small, slow = product((100, 100, 100), 0.1, 0.0, "odd"), product((200, 200, 200), 0.4, 0, "odd")
+    found = gemm.Products(1, 1e11, (small, slow, product((200, 200, 200), 0.6, 0.0, "odd")))
+    assert found.slow == (slow,)
 
 
 @pytest.mark.parametrize("error", [1e-4, math.inf, math.nan])
@@ -335,4 +440,4 @@ def test_large_weights_are_cycled() -> None:
     assert gemm.copies(100, 100) == 1
     size = 4 * 768 * 768
     assert gemm.copies(768, 768) * size >= gemm.CYCLED_BYTES > size
-    assert compare.OURS in engines.LOADERS
+    assert compare.OURS in process.LOADERS

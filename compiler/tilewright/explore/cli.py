@@ -1,29 +1,29 @@
 """The command `tilewright`.
 
-tilewright bench MODEL --against onnxruntime
+tilewright bench MODEL ... --against onnxruntime
 tilewright bench --gemm
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tilewright.errors import InputError, TilewrightError
-from tilewright.explore import gemm
-from tilewright.explore.compare import Comparison, Request, check_model, compare
-from tilewright.explore.engines import LOADERS
+from tilewright.explore import gemm, many
+from tilewright.explore.compare import Comparison, Request, check_model
 from tilewright.explore.gemm import ODD_SIZES
-from tilewright.explore.screen import Screen, open_screen
+from tilewright.explore.many import Row, Rows, as_data
+from tilewright.explore.picture import picture
+from tilewright.explore.process import LOADERS
+from tilewright.explore.screen import Screen, open_screen, progress
 from tilewright.options import available_cores
 
 RIGHT, WRONG, FAILED = 0, 1, 2
-EXIT_CODES = "exit codes: 0 the outputs agree, 1 they do not, 2 nothing could be compared"
+EXIT_CODES = "exit codes: 0 all outputs agree, 1 some do not, 2 something could not be compared"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,26 +33,40 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench",
         help="compare with another engine",
-        description="Compares a model with another engine, or matrix products with NumPy.",
+        description="Compares models with another engine, or matrix products with NumPy.",
         epilog=EXIT_CODES,
     )
     add = bench.add_argument
-    add("model", nargs="?", help="an ONNX file")
-    add("--gemm", action="store_true", help="matrix products against NumPy instead of a model")
+    add("models", nargs="*", metavar="MODEL", help="ONNX files")
+    add("--gemm", action="store_true", help="matrix products against NumPy instead of models")
     others = [name for name in LOADERS if name != "tilewright"]
     add("--against", default="onnxruntime", choices=others, help="the other engine")
-    add("--threads", type=_positive, default=available_cores(), help="of each engine")
+    cores = [available_cores()]
+    add("--threads", type=_positive, nargs="+", default=cores, metavar="N", help="of each engine")
     add("--seconds", type=_seconds, default=4.0, help="time for both together, first calls apart")
-    add("--shape", type=_shape, action="append", default=[], metavar="NAME=1x3x224x224")
-    add("--dim", type=_dim, action="append", default=[], metavar="NAME=N", help="1 unless given")
+    add("--shape", type=_shapes, action="append", default=[], metavar="NAME=1x3x224x224[,...]")
+    add("--dim", type=_dims, action="append", default=[], metavar="NAME=N[,N]", help="else 1")
     add("--input", metavar="FILE.npz", help="arrays by the names of inputs; others are random")
     add("--below", type=_positive, default=2, help="random integers are less (2)")
     add("--tolerance", type=float, default=1e-3, help="largest error that counts as right (1e-3)")
     add("--limit", type=_seconds, default=600.0, help="seconds that an engine may take to answer")
+    add("--memory", action="store_true", help="also measure new processes, kernels being cached")
     add("--sizes", type=_sizes, default=ODD_SIZES, metavar="N,N", help="of --gemm, each dimension")
     add("--all", action="store_true", help="every product of --gemm, not only the slowest")
-    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--json", type=_file(".json"), metavar="FILE.json", help="all figures; - prints them")
+    add("--picture", type=_file(".svg"), metavar="FILE.svg", help="ratios of models as bars")
     return top
+
+
+def _file(suffix: str) -> Callable[[str], str]:
+    """What ends otherwise is not written to: it may be a model."""
+
+    def named(text: str) -> str:
+        if text != "-" and not text.endswith(suffix):
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {suffix}")
+        return text
+
+    return named
 
 
 def _positive(text: str) -> int:
@@ -80,63 +94,93 @@ def _named(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _shape(text: str) -> tuple[str, list[int]]:
-    name, value = _named(text)
+def _shape(text: str) -> list[int]:
     try:
-        shape = [int(n) for n in value.split("x")] if value else []
+        shape = [int(n) for n in text.split("x")] if text else []
     except ValueError:
         shape = [-1]
     if min(shape, default=0) < 0:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a shape like 1x3x224x224")
-    return name, shape
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape like 1x3x224x224")
+    return shape
 
 
-def _dim(text: str) -> tuple[str, int]:
-    name, value = _named(text)
+def _shapes(text: str) -> tuple[str, list[list[int]]]:
+    name, values = _named(text)
+    return name, [_shape(value) for value in values.split(",")]
+
+
+def _dims(text: str) -> tuple[str, list[int]]:
+    name, values = _named(text)
     try:
-        return name, _positive(value)
+        return name, [_positive(value) for value in values.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{values!r} is not a whole number") from None
 
 
-def bench_model(arguments: argparse.Namespace, screen: Screen) -> int:
-    """One model on two engines."""
-    check_model(arguments.model)
-    found = compare(
-        Request(
-            arguments.model,
-            arguments.against,
-            arguments.threads,
-            arguments.seconds,
-            arguments.limit,
-            dict(arguments.shape),
-            dict(arguments.dim),
-            arguments.input,
-            arguments.below,
-        )
+def bench_models(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Models on two engines."""
+    wanted = wanted_cases(arguments)
+    told = len(wanted) > 1 and arguments.json != "-"
+
+    def done(row: Row) -> None:
+        if told:
+            screen.line(many.line(row))
+
+    with progress(len(wanted)) as begin:
+        found = many.run(wanted, arguments.tolerance, begin, done)
+    if len(wanted) == 1 and found.rows[0].found is None:
+        raise TilewrightError(found.rows[0].reason)
+    report(found, arguments, screen)
+    return verdict(found)
+
+
+def wanted_cases(arguments: argparse.Namespace) -> list[tuple[Request, str]]:
+    """What is to be compared."""
+    for model in arguments.models:
+        check_model(model)
+    base = Request(
+        "",
+        arguments.against,
+        1,
+        arguments.seconds,
+        arguments.limit,
+        arrays=arguments.input,
+        below=arguments.below,
+        memory=arguments.memory,
     )
-    right = found.error <= arguments.tolerance
-    if arguments.json:
-        print(as_json(found, right))
-    else:
-        show(found, right, screen)
-    return RIGHT if right else WRONG
+    shapes, dims = dict(arguments.shape), dict(arguments.dim)
+    return many.cases(arguments.models, arguments.threads, shapes, dims, base)
 
 
-def as_json(found: Comparison | gemm.Products, right: bool) -> str:
-    """Everything; what JSON has no number for (an infinite error) is null."""
+def verdict(found: Rows) -> int:
+    """The exit code."""
+    if any(row.found is None for row in found.rows):
+        return FAILED
+    return RIGHT if all(row.right for row in found.rows) else WRONG
 
-    def plain(value: Any) -> Any:
-        match value:
-            case dict():
-                return {k: plain(v) for k, v in value.items()}
-            case list() | tuple():
-                return [plain(v) for v in value]
-            case float() if not math.isfinite(value):
-                return None
-        return value
 
-    return json.dumps(plain(dataclasses.asdict(found) | {"right": right}), allow_nan=False)
+def report(found: Rows, arguments: argparse.Namespace, screen: Screen) -> None:
+    """Tables, JSON and picture, as wanted."""
+    if arguments.json != "-":
+        match found.rows:
+            case (Row(found=Comparison() as comparison, right=right),):
+                show(comparison, right, screen)
+            case _:
+                many.show(found, screen)
+        many.show_starts(found, screen)
+    write_json(found, arguments.json)
+    if arguments.picture:
+        Path(arguments.picture).write_text(picture(found), encoding="utf-8")
+
+
+def write_json(found: Rows | list[gemm.Products], path: str | None) -> None:
+    """Into a file, or to the output."""
+    if path is not None:
+        text = json.dumps(as_data(found), indent=None if path == "-" else 1, allow_nan=False)
+        if path == "-":
+            print(text)
+        else:
+            Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def show(found: Comparison, right: bool, screen: Screen) -> None:
@@ -167,19 +211,22 @@ def show(found: Comparison, right: bool, screen: Screen) -> None:
 
 def bench_gemm(arguments: argparse.Namespace, screen: Screen) -> int:
     """Products of matrices against NumPy."""
-    found = gemm.bench(arguments.sizes, arguments.threads, arguments.limit)
-    if arguments.json:
-        print(as_json(found, found.right))
-    else:
-        gemm.show(found, screen, arguments.all)
-    return RIGHT if found.right else WRONG
+    found = []
+    with progress(len(arguments.threads) * gemm.count(arguments.sizes)) as begin:
+        for threads in arguments.threads:
+            found.append(gemm.bench(arguments.sizes, threads, arguments.limit, begin))
+    if arguments.json != "-":
+        for products in found:
+            gemm.show(products, screen, arguments.all)
+    write_json(found, arguments.json)
+    return RIGHT if all(products.right for products in found) else WRONG
 
 
 def run(arguments: argparse.Namespace) -> int:
     """What the command line asks for."""
-    if bool(arguments.model) == arguments.gemm:
+    if bool(arguments.models) == arguments.gemm:
         raise InputError("give a model, or --gemm")
-    bench = bench_gemm if arguments.gemm else bench_model
+    bench = bench_gemm if arguments.gemm else bench_models
     return bench(arguments, open_screen())
 
 

@@ -10,7 +10,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from tilewright import dtypes
 from tilewright.errors import InputError
-from tilewright.explore import engines
+from tilewright.explore import process
 from tilewright.explore.engines import Engine
 
 OURS = "tilewright"
@@ -40,6 +40,17 @@ class Request:
     arrays: str | None = None  # an .npz file of inputs
     below: int = 2  # random integers are smaller
     seed: int = 0
+    memory: bool = False  # also start both anew, to measure what a start needs
+
+
+@dataclass(frozen=True)
+class Start:
+    """A new process when kernels are cached: seconds to load and to answer the first call, and
+    bytes of peak resident memory by then."""
+
+    load: float
+    first: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class EngineResult:
     least: float
     calls: int
     peak_bytes: int
+    again: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -88,17 +100,13 @@ def compare(request: Request) -> Comparison:
             outputs.append(_load(f"{folder}/{k}.npz"))
         times, ratios = take_turns(ours, other, request.seconds)
         results = [
-            EngineResult(
-                engine.name,
-                engine.hello["load"],
-                first,
-                statistics.median(taken),
-                min(taken),
-                len(taken),
-                engine.ask("memory")["bytes"],
-            )
+            _result(engine, first, taken)
             for engine, first, taken in zip((ours, other), firsts, times, strict=True)
         ]
+        if request.memory:
+            ours.close()
+            other.close()
+            results = [replace(r, again=_start_again(r.engine, request, folder)) for r in results]
     return Comparison(
         request.model,
         request.threads,
@@ -111,8 +119,21 @@ def compare(request: Request) -> Comparison:
 
 
 def _start(engine: str, request: Request) -> Engine:
-    words = [engine, request.model, str(request.threads)]
-    return Engine(engine, engines.__name__, words, request.limit)
+    words = ["-P", process.__file__, engine, request.model, str(request.threads)]
+    return Engine(engine, words, request.limit)
+
+
+def _result(engine: Engine, first: float, taken: list[float]) -> EngineResult:
+    load, peak = engine.hello["load"], engine.ask("memory")["bytes"]
+    middle = statistics.median(taken)
+    return EngineResult(engine.name, load, first, middle, min(taken), len(taken), peak)
+
+
+def _start_again(engine: str, request: Request, folder: str) -> Start:
+    with _start(engine, request) as fresh:
+        paths = {"feeds": f"{folder}/inputs.npz", "save": f"{folder}/again.npz"}
+        first = fresh.ask("first", **paths)["first"]
+        return Start(fresh.hello["load"], first, fresh.ask("memory")["bytes"])
 
 
 def _load(path: str) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import tilewright
 from tilewright import CompiledModel
 from tilewright.explore.compare import OURS
-from tilewright.explore.engines import Engine, serve
+from tilewright.explore.engines import Engine
+from tilewright.explore.process import serve
 from tilewright.explore.screen import Screen
 from tilewright.options import Options
 from tilewright.runtime.ceilings import ceilings_for
@@ -43,6 +44,7 @@ NAMED_SECONDS, ODD_SECONDS = 0.12, 0.004  # of one turn
 PROFILE_SECONDS = 0.01
 TOLERANCE = 1e-5  # of the sum of magnitudes; what float32 keeps is a hundred times less
 SLOWEST = 15
+HALF, LARGE_FLOPS = 0.5, 1e7
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Product:
     error: float
 
     @property
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.depth * self.columns
+
+    @property
     def shape(self) -> str:
         return f"{self.rows}x{self.depth}x{self.columns}"
 
@@ -83,6 +89,11 @@ class Products:
     @property
     def right(self) -> bool:
         return all(p.error <= TOLERANCE for p in self.products)
+
+    @property
+    def slow(self) -> tuple[Product, ...]:
+        """Large ones below half of NumPy's speed: there should be none."""
+        return tuple(p for p in self.products if p.ratio < HALF and p.flops >= LARGE_FLOPS)
 
 
 # -- the processes
@@ -186,18 +197,24 @@ def _start(library: str, threads: int) -> tuple[_Server, dict[str, Any]]:
 # -- the other side
 
 
-def bench(sizes: Sequence[int], threads: int, limit: float) -> Products:
-    """Every product. Raises EngineError if a process fails."""
+def count(sizes: Sequence[int]) -> int:
+    """How many products `bench` measures."""
+    return sum(map(len, NAMED_SHAPES.values())) + len(sizes) ** 3
+
+
+def bench(
+    sizes: Sequence[int], threads: int, limit: float, begin: Callable[[str], None]
+) -> Products:
+    """Every product; `begin` is told of each. Raises EngineError if a process fails."""
+    wanted = [(label, shape) for label, shapes in NAMED_SHAPES.items() for shape in shapes]
+    wanted += [("odd", (a, b, c)) for a, b, c in itertools.product(sizes, repeat=3)]
     with _engine(OURS, threads, limit) as ours, _engine(NUMPY, threads, limit) as other:
         peak = float(ours.ask("ceilings")["flops"])
-        found = [
-            _measure(label, shape, NAMED_SECONDS, (ours, other), peak)
-            for label, shapes in NAMED_SHAPES.items()
-            for shape in shapes
-        ]
-        for rows, depth, columns in itertools.product(sizes, repeat=3):
-            shape = rows, depth, columns
-            found.append(_measure("odd", shape, ODD_SECONDS, (ours, other), peak))
+        found = []
+        for label, shape in wanted:
+            begin("x".join(map(str, shape)))
+            seconds = NAMED_SECONDS if label in NAMED_SHAPES else ODD_SECONDS
+            found.append(_measure(label, shape, seconds, (ours, other), peak))
     return Products(threads, peak, tuple(found))
 
 
@@ -205,8 +222,8 @@ def _engine(library: str, threads: int, limit: float) -> Engine:
     """NumPy's own threads are set by variables, and must be before it is imported."""
     blas = str(threads if library == NUMPY else 1)
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    words, variables = [library, str(threads)], dict.fromkeys(names, blas)
-    return Engine(library, "tilewright.explore.gemm", words, limit, variables)
+    words = ["-m", "tilewright.explore.gemm", library, str(threads)]
+    return Engine(library, words, limit, dict.fromkeys(names, blas))
 
 
 def _measure(
@@ -261,6 +278,8 @@ def show(found: Products, screen: Screen, everything: bool) -> None:
         screen.table(columns, [_row(p) for p in shown])
         screen.line(f"ratio: {_spread([p.ratio for p in odd])}")
         screen.line(f"of the kernels alone: {_spread([p.numpy / p.kernels for p in odd])}")
+    slow = [f"{p.shape} ({p.ratio:.2f})" for p in found.slow]
+    screen.line(f"from 10 MFLOP below half of NumPy's speed: {', '.join(slow) or 'none'}")
     wrong = [p.shape for p in found.products if not p.error <= TOLERANCE]
     screen.line(f"WRONG: {', '.join(wrong)}" if wrong else "every product is right")
 

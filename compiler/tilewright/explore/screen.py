@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
+
+from tilewright.runtime.progress import default_progress
 
 NARROWEST = 100  # a table of kernels and their source need this many columns
 
@@ -85,6 +89,32 @@ class RichScreen:
         width = max(map(len, lines), default=0)  # a long line is left to the terminal
         syntax = Syntax("\n".join(lines), "python", theme="ansi_light", code_width=width)
         self._console.print(syntax, no_wrap=True, overflow="ignore", crop=False)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of progress on the error output where that is a terminal, gone when all is done.
+
+    What the context gives is called with the name of each of the `total` parts as it begins.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+    except ImportError:
+        yield _plain_progress(total)
+        return
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed()
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as shown:
+        task, begun = shown.add_task("", total=total), itertools.count()
+        yield lambda name: shown.update(task, description=name, completed=next(begun))
+
+
+def _plain_progress(total: int) -> Callable[[str], None]:
+    show, begun = default_progress("comparing"), itertools.count()
+    return lambda name: show(next(begun), total)
 
 
 def open_screen() -> Screen:

@@ -29,6 +29,7 @@ from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Constant
 
 MIN_COLUMNS = 4
+MIN_PACKED_COLUMNS = 2  # of constants: most lanes idle, but plain loops would run on one
 MIN_REUSE = 4  # rows that must share a panel for packing it on the way to pay
 MIN_WORK = 256  # multiplications below which plain loops do as well
 
@@ -116,7 +117,8 @@ def _arrange(t: Compute, a: Operand, b: Operand) -> Contraction | None:
     columns = max(
         (x for x in t.axes if x in b.axes - a.axes), key=lambda x: extents[x], default=None
     )
-    if columns is None or extents[columns] < MIN_COLUMNS or not _types_fit(t, a, b):
+    least = MIN_PACKED_COLUMNS if isinstance(b.load.buffer, Constant) else MIN_COLUMNS
+    if columns is None or extents[columns] < least or not _types_fit(t, a, b):
         return None
     if t.size * _depth_size(t) < MIN_WORK or _depth_size(t) < 2:
         return None

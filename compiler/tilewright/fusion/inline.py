@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -39,6 +40,7 @@ MAX_NODES = 300  # expression nodes of one kernel's body
 CHEAP = 3  # arithmetic that is sooner done again than loaded
 ALIASING_BYTES = 4096  # lines this far apart share a set of the first-level cache
 LINE_BYTES = 64
+MIN_CHANNELS = 16  # for which a copy with channels innermost pays
 EXPENSIVE = frozenset(
     getattr(ScalarOp, n)
     for n in (
@@ -102,6 +104,7 @@ class _Inliner:
         self.decisions: list[str] = []
         self.checked: dict[str, tuple[str, ...]] = {}
         self.math_ok = self._views_that_take_math()
+        self.for_convolutions = self._read_by_convolutions()
         self.evaluations: dict[str, float] = {}
 
     def run(self) -> Program:
@@ -136,12 +139,36 @@ class _Inliner:
             return False
         return not is_view(consumer) or consumer.name in good
 
+    def _read_by_convolutions(self) -> set[str]:
+        """Maps that only convolutions read, or maps of such, and whose channels in C order would
+        all fall into one set of the cache: tiles step through channels."""
+        found: set[str] = set()
+        for t in reversed(self.order):
+            if (
+                isinstance(t, Compute)
+                and t.reduction is None
+                and t.rank > 2
+                and t.shape[1] >= MIN_CHANNELS
+                and prod(t.shape[2:]) * t.dtype.itemsize % ALIASING_BYTES == 0
+                and self.consumers[t.name]
+                and all(self._steps_through(c, t, found) for c in self.consumers[t.name])
+            ):
+                found.add(t.name)
+        return found
+
+    def _steps_through(self, consumer: Tensor, t: Compute, found: set[str]) -> bool:
+        if not isinstance(consumer, Compute) or consumer.rank != t.rank:
+            return False
+        product = find_contraction(consumer) if consumer.channels_last else None
+        reads = product is not None and product.a.load.buffer.name == t.name
+        return reads or consumer.name in found
+
     def _visit(self, t: Compute) -> Compute:
         return self._lay_out(self._inline_into(t))
 
     def _lay_out(self, t: Compute) -> Compute:
-        """t with channels innermost in memory, where it asks for that or follows a tensor that has
-        it, and with lines that do not all fall into one set of the cache.
+        """t with channels innermost in memory, where it or its readers ask for that or it follows a
+        tensor that has it, and with lines that do not all fall into one set of the cache.
 
         Results of the model that nothing else reads stay in C order.
         """
@@ -149,7 +176,8 @@ class _Inliner:
         if t.rank < 2 or t.strides is not None or (is_result and not self.consumers[t.name]):
             return t
         order = tuple(range(t.rank))
-        if t.rank > 2 and (t.channels_last or self._follows(t)):
+        asked = t.channels_last or t.name in self.for_convolutions
+        if t.rank > 2 and (asked or self._follows(t)):
             order = channels_last_order(t.rank)
         gap = 0
         fills_sets = t.shape[order[-1]] * t.dtype.itemsize % ALIASING_BYTES == 0

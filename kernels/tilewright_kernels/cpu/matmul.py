@@ -120,9 +120,9 @@ def matmul_prefetch(
     ahead: Any,
     step: Any,
 ) -> Any:
-    """As `matmul`; iteration i also prefetches the cache line of ahead[i * step].
+    """As `matmul`; iteration i also prefetches as much as it reads of B, from ahead[i * step].
 
-    For the panel that comes next: of the row tiles that share a panel, each prefetches a slice.
+    For the panel that comes next, which is otherwise late where few row tiles share a panel.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -131,7 +131,9 @@ def matmul_prefetch(
         product = Product(acc, rows, along, panel, count)
 
         def fetch(k: Any) -> None:
-            prefetch(builder, next_panel, builder.mul(k, line))
+            first = builder.mul(k, line)
+            for v in range(acc.vectors):
+                prefetch(builder, next_panel, builder.add(first, word(v * acc.lanes)))
 
         return pack(builder, product.emit(builder, unpack(builder, tile), fetch))
 
