@@ -159,7 +159,8 @@ class _Packing:
         steps = {a: (self.form.coefficient(a), n) for a, n in axes}
         panel, lane = self.packed.axes[self.panel_axis], self.packed.axes[-1]
         if panel != lane:
-            if steps.pop(panel)[0] != steps[lane][0] * self.packed.shape[-1]:
+            step, several = steps.pop(panel)
+            if several > 1 and step != steps[lane][0] * self.packed.shape[-1]:
                 return False
             steps[lane] = (steps[lane][0], self.columns)
         reached = 1
@@ -191,7 +192,7 @@ def _tail_only(packed: Compute) -> tuple[int, int] | None:
             return None
         case Select():
             return None
-    return 0, packed.shape[0] * width
+    return packed.rank - 1, width * width  # without a guard every axis stands for itself
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:  # type: ignore[type-arg]
