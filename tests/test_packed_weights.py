@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,10 @@ def panels(source: Constant, order: Sequence[int], width: int, first: int = 0) -
         return value if columns % width == 0 else select(column < columns, value, 0)
 
     return compute((*outer[:-1], -(-columns // width), outer[-1], width), element)
+
+
+def column(c: Constant) -> Compute:
+    return compute(c.shape[:1], lambda i: c[i, 0])
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -106,12 +111,8 @@ def test_addresses_that_are_used_again_are_not_mistaken() -> None:
         value = np.full((3, 5), k, np.float32)
         copy = weights.get(panels(constant(value), (0, 1), 4))
         assert (copy[:, :, 0] == k).all()
-        derived = weights.derived(
-            compute((3,), lambda i, c=constant(value): c[i, 0]),  # type: ignore[misc]
-            "sum",
-            lambda v=value: np.array(v.sum()),  # type: ignore[misc]
-        )
-        assert derived == 15 * k
+        first = column(constant(value))
+        assert weights.derived(first, "sum", partial(np.sum, value)) == 15 * k
     assert weights.nbytes == 200 * (2 * 3 * 4 * 4 + 4)
 
 
