@@ -385,11 +385,17 @@ def test_what_completes_a_result_taken_apart_is_computed_with_it(transposed: boo
     assert seen["kernels"] == 3  # the image, the convolution with its maps, the last one
 
 
-def test_phases_that_do_not_come_out_even() -> None:
+@pytest.mark.parametrize(
+    ("kernel", "pads", "more"),
+    [(3, (1, 1, 1, 1), 0), (3, (0, 0, 0, 0), 0), (3, (1, 0, 1, 0), 0), (4, (1, 1, 1, 1), 1)],
+)
+def test_phases_that_do_not_come_out_even(kernel: int, pads: tuple[int, ...], more: int) -> None:
+    """Odd extents: the phases have no common shape, whether or not places begin at zero."""
     x, middle, value = image((1, 6, 5, 4), True)
-    y = conv_transpose(middle, constant(random(6, 8, 3, 3)), strides=(2, 2), pads=(1,) * 4)
+    w = constant(random(6, 8, kernel, kernel))
+    y = conv_transpose(middle, w, strides=(2, 2), pads=pads, output_padding=(more, more))
     last = conv(completed(y, True), constant(random(5, 8, 1, 1)))
-    assert y.shape[2:] == (9, 7)
+    assert all(n % 2 for n in y.shape[2:])
     check_plainly(x, last, value)
 
 
