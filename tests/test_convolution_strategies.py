@@ -12,26 +12,19 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from interpreted import SMALL, interpreted
 from tilewright.dtypes import DType
 from tilewright.fusion import winograd
 from tilewright.fusion.convolution import find_convolution
-from tilewright.fusion.groups import form_groups
-from tilewright.fusion.inline import inline
 from tilewright.fusion.legalize import legalize
-from tilewright.fusion.lower import lower
-from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import STRATEGIES, Means, restructure
 from tilewright.fusion.weights import PackedWeights
 from tilewright.fusion.winograd import WinogradCompute, matrices
-from tilewright.loops.interpret import interpret, poisoned
-from tilewright.loops.ir import Tile, walk
-from tilewright.loops.verify import verify
 from tilewright.ops.convolution import conv, conv_transpose
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.pooling import average_pool, max_pool
 from tilewright.ops.tensor import (
     Compute,
-    Constant,
     Placeholder,
     Tensor,
     compute,
@@ -41,9 +34,7 @@ from tilewright.ops.tensor import (
 from tilewright.options import Options
 from tilewright.runtime.cache import default_cache
 from tilewright.runtime.plan import build_plan
-from tilewright.schedule.heuristics import TileLimits, choose_schedule
 
-SMALL = TileLimits(rows={1: 4, 2: 3}, lanes={32: 4, 64: 2})
 PATIENT = settings(
     max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -56,23 +47,8 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 def on_interpreter(x: Placeholder, y: Tensor, value: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
     """The result by the loops of every kernel, and what the kernels were made of."""
-    weights = PackedWeights()
-    outputs = restructure(legalize([y]), Means(SMALL.lanes, weights))
-    whole = pack_operands(inline([x], outputs), SMALL.lanes, weights)
-    arrays, seen = {x.name: value}, Counter[str]()
-    for group in form_groups(whole):
-        n = lower(group, whole)
-        kernel = verify(choose_schedule(n, SMALL))
-        seen["kernels"] += 1
-        seen["winograd"] += group.winograd is not None
-        seen["tiles"] += any(isinstance(s, Tile) for s in walk(kernel.body))
-        env = {}
-        for b, t in zip(kernel.params, n.tensors, strict=True):
-            if t.name not in arrays:
-                arrays[t.name] = t.value if isinstance(t, Constant) else poisoned(t.shape, t.dtype)
-            env[b.name] = arrays[t.name]
-        interpret(kernel, env)
-    return arrays[whole.outputs[0].name], seen
+    (got,), seen = interpreted([x], [y], {x.name: value})
+    return got, seen
 
 
 def compiled(x: Placeholder, y: Tensor, value: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 
+from interpreted import SMALL
 from strategies import Program, programs
-from test_lowering import SMALL, lowered_kernels
+from test_lowering import lowered_kernels
 from tilewright.dtypes import DType
 from tilewright.loops import interpret as interpreter
 from tilewright.loops.ir import (

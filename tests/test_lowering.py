@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from interpreted import SMALL, run_lowered
 from strategies import Program, programs
 from tilewright.errors import ScheduleError
 from tilewright.fusion.groups import form_groups
@@ -15,15 +16,11 @@ from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.weights import PackedWeights
-from tilewright.loops.interpret import interpret, poisoned
 from tilewright.loops.ir import For, Kernel, walk
 from tilewright.loops.verify import verify
 from tilewright.ops.evaluate import evaluate
-from tilewright.ops.tensor import Constant
 from tilewright.schedule.directives import Block, Directive, Merge, Swap, schedule
-from tilewright.schedule.heuristics import TileLimits, choose_schedule
-
-SMALL = TileLimits(rows={1: 4, 2: 3}, lanes={32: 4, 64: 2})
+from tilewright.schedule.heuristics import choose_schedule
 
 
 def lowered_kernels(program: Program, lanes: dict[int, int]) -> list[Lowered]:
@@ -37,12 +34,7 @@ def lowered_kernels(program: Program, lanes: dict[int, int]) -> list[Lowered]:
 def run(kernels: list[tuple[Lowered, Kernel]], program: Program) -> list[np.ndarray]:
     arrays = dict(program.arrays)
     for n, kernel in kernels:
-        env = {}
-        for b, t in zip(kernel.params, n.tensors, strict=True):
-            if t.name not in arrays:
-                arrays[t.name] = t.value if isinstance(t, Constant) else poisoned(t.shape, t.dtype)
-            env[b.name] = arrays[t.name]
-        interpret(kernel, env)
+        run_lowered(n, kernel, arrays)
     return [arrays[t.name] for t in program.outputs]
 
 

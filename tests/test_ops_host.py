@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, parser
 
 import tilewright
+from operator_evaluation import expression, same
 from strategies import random_array, shapes
-from tilewright.dtypes import DType, from_numpy
+from tilewright.dtypes import DType
 from tilewright.errors import OperatorError, UnsupportedError
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.registry import find, find_host
-from tilewright.ops.tensor import NeedsValue, Tensor, constant, placeholder
+from tilewright.ops.tensor import Tensor, placeholder
 
 Array = np.ndarray
 FEW = settings(max_examples=20, deadline=None)
@@ -37,28 +38,12 @@ def compiled(name: str, *arrays: Array | None, **attributes: Any) -> Array:
 
     What is no expression is the host's, as it is in a model.
     """
-    definition = find("", name)
-    assert definition is not None, name
-    operands: list[Tensor | None] = [
-        None if a is None else placeholder(a.shape, from_numpy(a.dtype), f"x{k}")
-        for k, a in enumerate(arrays)
-    ]
-    while True:
-        try:
-            made = definition(*operands, **attributes)
-        except NeedsValue as need:
-            k = next(k for k, t in enumerate(operands) if t is need.tensor)
-            operands[k] = constant(arrays[k])
-            continue
-        except UnsupportedError:
-            return np.asarray(host(name, *arrays, **attributes))
-        assert isinstance(made, Tensor)
-        return evaluate(made, {f"x{k}": a for k, a in enumerate(arrays) if a is not None})
-
-
-def same(actual: Array, wanted: Array) -> None:
-    assert actual.shape == wanted.shape and actual.dtype == wanted.dtype
-    np.testing.assert_array_equal(actual, wanted)
+    try:
+        made = expression(name, *arrays, **attributes)
+    except UnsupportedError:
+        return np.asarray(host(name, *arrays, **attributes))
+    assert isinstance(made, Tensor)
+    return evaluate(made, {f"x{k}": a for k, a in enumerate(arrays) if a is not None})
 
 
 def text(*strings: str) -> Array:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from math import prod
 
 from tilewright.fusion.contraction import find_contraction, ranges_of
-from tilewright.fusion.splits import Split
+from tilewright.fusion.splits import Split, phases_of
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
-from tilewright.loops.ir import Apply, Const, Expr, Load, Var, substitute
-from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.ir import Expr, Load, substitute
 from tilewright.ops.tensor import Compute, Tensor, compute
 
 PASS = 64  # products that take as long as to load a result and to store it elsewhere
@@ -26,7 +25,7 @@ def in_place(t: Tensor, lanes: Mapping[int, int]) -> Tensor | None:
         return None
     match t.body:
         case Load(buffer=Compute(reduction=r, strides=None) as sums, index=index) if r:
-            split = Split((1, 1, *map(_factor, index[2:])))
+            split = Split((1, 1, *map(phases_of, index[2:])))
         case _:
             return None
     if isinstance(sums, WinogradCompute) or len(index) != t.rank or not split.apart:
@@ -64,16 +63,3 @@ def _pays(t: Compute, sums: Compute, lanes: int) -> bool:
     assert sums.reduction is not None
     empty = -t.shape[1] % lanes
     return empty * prod(n for _, n in sums.reduction.axes) <= PASS * t.shape[1]
-
-
-def _factor(place: Expr) -> int:
-    """The number of phases, from the place of a position in its phase."""
-    match place:
-        case Apply(op=ScalarOp.SUB, args=(inner, Const())):
-            return _factor(inner)
-        case Apply(
-            op=ScalarOp.FLOORDIV,
-            args=(Var() | Apply(op=ScalarOp.ADD, args=(Var(), Const())), Const(value=f)),
-        ):
-            return int(f)
-    return 1

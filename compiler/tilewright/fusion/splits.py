@@ -94,15 +94,22 @@ def _split_of(t: Compute) -> tuple[Split, Compute] | None:
     """How t is joined, and from what, if it is."""
     match t.body:
         case Load(buffer=Compute(strides=tuple()) as b, index=index) if len(index) > t.rank:
-            split = Split(tuple(map(_factor, index[: t.rank])))
+            split = Split(tuple(map(phases_of, index[: t.rank])))
             here = [Var(a) for a in t.axes]
             fits = split.shape(t.shape) == b.shape
             return (split, b) if fits and index == split.place(here) else None
     return None
 
 
-def _factor(place: Expr) -> int:
+def phases_of(place: Expr) -> int:
+    """How many positions share a place, from where the one of an axis is: x // n, perhaps moved
+    before and after."""
     match place:
-        case Apply(op=ScalarOp.FLOORDIV, args=(Var(), Const(value=f))):
+        case Apply(op=ScalarOp.SUB, args=(inner, Const())):
+            return phases_of(inner)
+        case Apply(
+            op=ScalarOp.FLOORDIV,
+            args=(Var() | Apply(op=ScalarOp.ADD, args=(Var(), Const())), Const(value=f)),
+        ):
             return int(f)
     return 1
