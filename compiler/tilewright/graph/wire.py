@@ -84,15 +84,24 @@ def _lift_open(file: Any) -> Lifted:
     if info.st_size == 0:
         raise ValueError("there is nothing in it")
 
-    def read(start: int, end: int) -> Bytes:
-        region = _on_a_line(end - start)
-        file.seek(start)
-        if file.readinto(region) != len(region):
-            raise ValueError("it ends too early")
-        return region
-
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+
+        def read(start: int, end: int) -> Bytes:
+            region = _on_a_line(end - start)
+            file.seek(start)
+            if file.readinto(region) != len(region):
+                raise ValueError("it ends too early")
+            _forget(data)
+            return region
+
         return _lift(data, read)
+
+
+def _forget(data: mmap.mmap) -> None:
+    """What was looked at no longer counts as memory in use: with a few bytes come whole huge
+    pages."""
+    if hasattr(data, "madvise"):
+        data.madvise(mmap.MADV_DONTNEED)
 
 
 def _on_a_line(size: int) -> Bytes:
