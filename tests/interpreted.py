@@ -77,6 +77,7 @@ def interpreted(
         tiles = [s for s in walk(kernel.body) if isinstance(s, Tile)]
         seen["kernels"] += 1
         seen["winograd"] += group.winograd is not None
+        seen[group.nest.op if group.nest else "maps"] += 1
         seen["tiles"] += bool(tiles)
         seen["tiles of bytes"] += any(t.acc.dtype is DType.I32 for t in tiles)
         run_lowered(n, kernel, arrays)
