@@ -24,7 +24,13 @@ SIZES = [(1, 3), (5, 1), (33, 9), (64, 5)]
 
 
 def compiled(
-    op: str, given: list[np.ndarray | None], outputs: int, domain: str = "", **attributes: Any
+    op: str,
+    given: list[np.ndarray | None],
+    outputs: int,
+    domain: str = "",
+    *,
+    threads: int = 2,
+    **attributes: Any,
 ) -> list[np.ndarray]:
     """The results of a model in which all operands but the first are constants."""
     names = [f"x{k}" if a is not None else "" for k, a in enumerate(given)]
@@ -42,7 +48,7 @@ def compiled(
     versions = {"": 21, domain: 21 if not domain else 1}
     imports = [onnx.helper.make_opsetid(d, v) for d, v in versions.items()]
     model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
-    made = tilewright.compile(model, threads=2).run({"x0": x})
+    made = tilewright.compile(model, threads=threads).run({"x0": x})
     return [made[n] for n in results]
 
 
@@ -113,16 +119,36 @@ def test_bytes(kind: type, zero: int, per_column: bool) -> None:
         agree("DynamicQuantizeLSTM", [*given, *more], 3, "com.microsoft", **how)
 
 
-def test_bytes_stay_in_step() -> None:
-    """One byte rounded otherwise would show in all later steps."""
+def long_of_bytes(batch: int) -> list[np.ndarray | None]:
+    """Operands of a recurrence of many steps, in which one byte rounded otherwise would show."""
     random, steps, hidden = np.random.default_rng(0), 150, 224
-    given: list[np.ndarray | None] = [normal(steps, 6, 40)]
+    given: list[np.ndarray | None] = [normal(steps, batch, 40)]
     given += [random.integers(-90, 90, (1, n, 4 * hidden), np.int8) for n in (40, hidden)]
     given += [normal(1, 8 * hidden, seed=3) / 8, None, None, None, None]
     for _ in range(2):
         scale = random.uniform(0.0005, 0.002, (1, 4 * hidden)).astype(np.float32)
         given += [scale, np.zeros((1, 4 * hidden), np.int8)]
-    wanted = runtime("DynamicQuantizeLSTM", given, 3, "com.microsoft", hidden_size=hidden)
-    got = compiled("DynamicQuantizeLSTM", given, 3, "com.microsoft", hidden_size=hidden)
+    return given
+
+
+def test_bytes_stay_in_step() -> None:
+    given = long_of_bytes(6)
+    wanted = runtime("DynamicQuantizeLSTM", given, 3, "com.microsoft", hidden_size=224)
+    got = compiled("DynamicQuantizeLSTM", given, 3, "com.microsoft", hidden_size=224)
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_threads_do_not_change_what_is_quantised(batch: int) -> None:
+    """The scale of a step is that of the whole batch, however it is shared out."""
+    given = long_of_bytes(batch)
+    alone, *others = (
+        compiled(
+            *("DynamicQuantizeLSTM", given, 3, "com.microsoft"), threads=threads, hidden_size=224
+        )
+        for threads in (1, 2, 3)
+    )
+    for other in others:
+        for a, b in zip(alone, other, strict=True):
+            np.testing.assert_array_equal(a, b)
