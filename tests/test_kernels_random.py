@@ -6,14 +6,17 @@ is NaN.
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_harness import compile_kernel, elementwise
+from runtime_samples import run_python
 from tilewright_kernels.cpu import machine
 
 pytestmark = pytest.mark.avx2
@@ -83,6 +86,8 @@ def test_panel_products(kind: str, tile: tuple[int, int], depth: int, gap: int, 
     assert np.isnan(out[:, n:]).all()
 
 
+OFTEN = settings(max_examples=120)
+MARGIN = 24  # pixels around an image that must not count
 windows = st.tuples(
     st.integers(-20, 20),  # the first pixel
     st.integers(0, 4),  # between neighbours
@@ -99,6 +104,7 @@ def pixels_of(window: tuple[int, int, int, bool], rows: int, x: Array) -> tuple[
     return np.where(inside[:, None], x[np.clip(at, 0, columns - 1)], 0), inside
 
 
+@OFTEN
 @given(kind=kinds, tile=tiles, depth=st.integers(1, 20), window=windows, seed=seeds)
 def test_matmul_window(
     kind: str, tile: tuple[int, int], depth: int, window: tuple[int, int, int, bool], seed: int
@@ -106,7 +112,6 @@ def test_matmul_window(
     (rows, vectors), n = tile, width(kind, tile[1])
     first, step, columns, line = window
     x, b = whole(seed, kind, columns, depth), whole(seed + 1, kind, depth, n)
-    guard = np.full((8, depth), np.nan, x.dtype)
     y = np.full((rows, n), np.nan, x.dtype)
     body = f"""
     x, inside, first = offset({kind}(args, 0), integer(args, 7)), integer(args, 3), integer(args, 4)
@@ -117,9 +122,13 @@ def test_matmul_window(
     """
     names = f"columns.full_{kind} casts.to_{kind} tile.store window.matmul_window"
     kernel = compile_kernel(body, f"{names} pointers.{kind} pointers.integer pointers.offset")
-    image = np.concatenate([guard, x, guard])
-    kernel(image, b, y, int(line), first, step, columns, guard.size, depth)
+    kernel(in_margin(x), b, y, int(line), first, step, columns, MARGIN * depth, depth)
     np.testing.assert_array_equal(y, 1 + pixels_of(window, rows, x)[0] @ b)
+
+
+def in_margin(x: Array) -> Array:
+    """The pixels, with NaN around them."""
+    return np.pad(x, ((MARGIN, MARGIN), (0, 0)), constant_values=np.nan)
 
 
 STEPS = {
@@ -130,6 +139,7 @@ STEPS = {
 }
 
 
+@OFTEN
 @given(
     kind=kinds,
     tile=tiles,
@@ -154,15 +164,16 @@ def test_columns(
         x[columns // 2, n // 2] = np.nan
     factor = f", {kind}(args, 1)" if name == "add_product" else ""
     body = f"""
+    x = offset({kind}(args, 0), {MARGIN * n})
     acc = full_{kind}({rows}, {vectors}, to_{kind}(1.0))
-    acc = {name}_columns_window(acc, {kind}(args, 0), integer(args, 3) == 1, integer(args, 4),
+    acc = {name}_columns_window(acc, x, integer(args, 3) == 1, integer(args, 4),
                                 integer(args, 5), integer(args, 6), {n}{factor})
     store(acc, {kind}(args, 2), {n})
     """
     names = f"columns.full_{kind} casts.to_{kind} tile.store columns.{name}_columns_window"
-    kernel = compile_kernel(body, f"{names} pointers.{kind} pointers.integer")
+    kernel = compile_kernel(body, f"{names} pointers.{kind} pointers.integer pointers.offset")
     y = np.full((rows, n), np.nan, x.dtype)
-    kernel(x, w, y, int(line), first, step, columns)
+    kernel(in_margin(x), w, y, int(line), first, step, columns)
     pixels, inside = pixels_of(window, rows, x)
     ones = np.ones((rows, n), x.dtype)
     np.testing.assert_array_equal(y, np.where(inside[:, None], STEPS[name](ones, pixels, w), ones))
@@ -226,6 +237,55 @@ def test_reductions_by_steps(kind: str, length: int, seed: int, special: float) 
     kernel = compile_kernel(body, f"{names} pointers.integer pointers.{kind}")
     kernel(*led, out, length)
     np.testing.assert_array_equal(out, [x.sum(), signs.prod(), (x * y).sum()])
+
+
+def test_what_is_not_finite_may_not_be_assumed_away() -> None:
+    """Sums may be reordered and contracted, nothing more: masks are full of infinities."""
+    names = [f"{v}_{kind}" for v in ("add", "multiply", "add_product") for kind in DTYPES]
+    for name in names:
+        kind, more = name[-3:], ", x0[i]" if "product" in name else ""
+        kernel = elementwise(
+            f"{name}(x0[i], x1[i]{more})", f"accumulate.{name}", f"{kind} {kind}", kind
+        )
+        text = str(kernel.numba._library.get_llvm_str())
+        assert not re.search(r"\b(nnan|ninf|fast|afn|arcp)\b", text), name
+
+
+OUTSIDE = """
+import ctypes, mmap
+import numpy as np
+from kernels_harness import compile_kernel
+
+page, rows = mmap.PAGESIZE, 5
+memory = mmap.mmap(-1, 3 * page)
+start = np.frombuffer(memory, np.uint8).ctypes.data
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+for at in (start, start + 2 * page):
+    assert protect(ctypes.c_void_p(at), page, 0) == 0, "no pages without access"
+pixel = 64
+columns = page // 4 // pixel
+y = np.zeros((rows, 64), np.float32)
+w = np.zeros((pixel, 64), np.float32)
+for body, imports in KERNELS:
+    kernel = compile_kernel(body, imports)
+    for first in (-9, -2, columns - 2, columns + 7):
+        kernel(start + page, w, y, first, columns)
+print("read nothing")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs pages without access")
+def test_windows_read_nothing_outside() -> None:
+    """An image between two pages that no one may touch."""
+    common = "tile.store columns.full_f32 casts.to_f32 pointers.f32 pointers.integer"
+    head = "acc = full_f32(5, 1, to_f32(0.0))\nx, w = f32(args, 0), f32(args, 1)\n"
+    place = "acc, x, True, integer(args, 3), 1, integer(args, 4), 64"
+    calls = {f"{v}_columns_window": ", w" if "product" in v else "" for v in STEPS}
+    kernels = [(f"{c}({place}{w})", f"columns.{c}") for c, w in calls.items()]
+    kernels.append((f"matmul_window({place}, 1, w, 64)", "window.matmul_window"))
+    store = "\nstore(acc, f32(args, 2), 64)"
+    texts = [(f"{head}acc = {call}{store}", f"{common} {name}") for call, name in kernels]
+    assert run_python(f"KERNELS = {texts!r}\n{OUTSIDE}") == "read nothing\n"
 
 
 def test_alone_is_the_index_itself() -> None:
