@@ -17,6 +17,7 @@ from tilewright.loops.ir import (
     Alloc,
     Buffer,
     Cast,
+    Const,
     Expr,
     For,
     Kernel,
@@ -28,6 +29,7 @@ from tilewright.loops.ir import (
     Var,
     index_const,
 )
+from tilewright.loops.ir import Block as Sequence
 from tilewright.loops.scalars import ScalarOp
 from tilewright.runtime.cache import default_cache
 from tilewright.schedule.directives import (
@@ -47,11 +49,12 @@ TURNED = Buffer("t", DType.F32, (COLUMNS, ROWS))
 Z = Buffer("z", DType.F32, (ROWS,))
 Y = Buffer("y", DType.F32, (ROWS, COLUMNS))
 WIDE = Buffer("w", DType.F32, (ROWS * COLUMNS,))
+RIGHT = Buffer("b", DType.F32, (COLUMNS, COLUMNS))
 ROW, COLUMN = Var("i"), Var("j")
 
 
 def kernel(body: Stmt) -> Kernel:
-    params = (X, TURNED, Z, Y, WIDE)
+    params = (X, TURNED, Z, Y, WIDE, RIGHT)
     return Kernel("k", params, body, frozenset((Z.name, Y.name, WIDE.name)))
 
 
@@ -68,6 +71,21 @@ COPY = nest(Store(Y, (ROW, COLUMN), ELEMENT))
 TRANSPOSE = nest(Store(Y, (ROW, COLUMN), Load(TURNED, (COLUMN, ROW))))
 SUM = nest(Accumulate(Z, (ROW,), ScalarOp.ADD, ELEMENT))
 TRIANGLE = kernel(loop("i", COLUMNS, loop("j", ROW, Store(Y, (ROW, COLUMN), ELEMENT))))
+
+SUMS = Buffer("sums", DType.F32, (), space=Space.LOCAL)
+STEP = Load(X, (ROW, Var("k"))) * Load(RIGHT, (Var("k"), COLUMN))
+PRODUCT = nest(
+    Alloc(
+        SUMS,
+        Sequence(
+            (
+                Store(SUMS, (), Const(0.0, DType.F32)),
+                loop("k", COLUMNS, Accumulate(SUMS, (), ScalarOp.ADD, STEP)),
+                Store(Y, (ROW, COLUMN), Load(SUMS, ())),
+            )
+        ),
+    )
+)
 
 LINE = Buffer("line", DType.F32, (1 << 13,), space=Space.LOCAL)
 LINES = kernel(
@@ -115,6 +133,11 @@ REFUSED: dict[str, tuple[Kernel, Directive, str]] = {
     "tasks inside": (COPY, Bind("j"), "nothing but parallel loops around it"),
     "together without a parallel loop": (COPY, Together("j", 2), "no parallel loop"),
     "no such loop": (COPY, Bind("k"), "k has no loop over k"),
+    "tiles that read a column too many": (
+        schedule(PRODUCT, (Block("j", 3),)),
+        Tensorize("j_i"),
+        "the last block of columns is not whole",
+    ),
     "tiles of a copy": (COPY, Tensorize("j", "i"), "0 blocked reductions"),
 }
 
@@ -131,6 +154,7 @@ ACCEPTED: dict[str, tuple[Kernel, tuple[Directive, ...]]] = {
     "blocks of a block": (COPY, (Block("i", 4, overlap=True), Block("j", 3))),
     "sums": (SUM, (Block("i", 4), Bind("i"))),
     "merge": (COPY, (Merge("i", "j"), Bind("i"))),
+    "tiles": (PRODUCT, (Block("j", 3, overlap=True), Tensorize("j_i"))),
     "exchange": (TRANSPOSE, (Swap("i", "j"), Bind("j"), Bind("i"))),
 }
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.avx2
 
 PATIENT = settings(max_examples=12, deadline=None)
 Array = np.ndarray
-LARGE = [(2, 3, 70, 90), (1, 24, 40, 30), (300, 150), (5000,)]
+LARGE = [(2, 3, 70, 90), (1, 24, 40, 30), (300, 150), (5000,), (301, 150), (3, 151, 99)]
 shapes = st.lists(st.integers(1, 21), min_size=1, max_size=4)
 
 
@@ -47,7 +47,7 @@ shapes = st.lists(st.integers(1, 21), min_size=1, max_size=4)
     op=st.sampled_from([ScalarOp.MIN, ScalarOp.MAX]),
     inner=st.booleans(),
     special=st.sampled_from([0.0, np.inf, -np.inf, np.nan]),
-    at=st.integers(0, 1 << 30),
+    at=st.one_of(st.just(-1), st.integers(0, 1 << 30)),
     joined=st.booleans(),
 )
 def test_extremes(
@@ -68,6 +68,20 @@ def test_extremes(
     y = reduce(op, source, list(range(len(shape))), False)
     want = value.min() if op is ScalarOp.MIN else value.max()
     model.check(y, want)
+
+
+@pytest.mark.parametrize("shape", [(301, 150), (3, 151, 99), (1, 70, 701)])
+@pytest.mark.parametrize("inner", [False, True])
+def test_parts_that_do_not_come_out_even_miss_nothing(shape: tuple[int, ...], inner: bool) -> None:
+    corners = [tuple(e * (n - 1) for e, n in zip(ends, shape)) for ends in np.ndindex(2, 2, 2)]
+    for corner in {c[: len(shape)] for c in corners}:
+        value = np.zeros(shape, np.float32)
+        value[corner] = 1
+        model = Model()
+        x = model.given(value)
+        source = compute(shape, lambda *i, x=x: x[i] * 0.5, channels_last=inner)  # type: ignore[misc]
+        y = reduce(ScalarOp.MAX, source, list(range(len(shape))), False)
+        np.testing.assert_array_equal(model.compiled(y)[0], 0.5)
 
 
 @PATIENT
