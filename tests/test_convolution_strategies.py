@@ -19,7 +19,8 @@ from tilewright.fusion.convolution import find_convolution
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.restructure import STRATEGIES, Means, restructure
 from tilewright.fusion.weights import PackedWeights
-from tilewright.fusion.winograd import WinogradCompute, matrices
+from tilewright.fusion.winograd import WinogradCompute
+from tilewright.fusion.winograd_weights import POINTS, matrices
 from tilewright.ops.convolution import conv, conv_transpose
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.pooling import average_pool, max_pool
@@ -233,7 +234,7 @@ def test_winograd(
 
 @pytest.mark.parametrize("m", [2, 4])
 def test_winograd_of_larger_images(m: int, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilewright.fusion.restructure.POINTS", {m: winograd.POINTS[m]})
+    monkeypatch.setattr("tilewright.fusion.restructure.POINTS", {m: POINTS[m]})
     x, middle, value = image((1, 40, 61, 35), True)
     y = conv(middle, constant(random(72, 40, 3, 3, seed=1)), pads=(1, 1, 1, 1))
     outputs = restructure(legalize([y]), Means({32: 16, 64: 8}, PackedWeights()))

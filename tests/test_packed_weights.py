@@ -15,11 +15,16 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import tilewright as tw
+from tilewright.dtypes import DType
+from tilewright.fusion.restructure import Means, restructure
 from tilewright.fusion.weights import PackedWeights
+from tilewright.fusion.winograd import WinogradCompute
+from tilewright.fusion.winograd_weights import Original, matrices, transformed
 from tilewright.loops.ir import Expr
 from tilewright.ops.common import select
+from tilewright.ops.convolution import conv
 from tilewright.ops.evaluate import evaluate
-from tilewright.ops.tensor import Compute, Constant, compute, constant
+from tilewright.ops.tensor import Compute, Constant, compute, constant, placeholder
 
 Array = np.ndarray[Any, Any]
 DTYPES = [np.float32, np.float64, np.int8, np.float16]
@@ -116,6 +121,53 @@ def test_addresses_that_are_used_again_are_not_mistaken() -> None:
         first = column(constant(value))
         assert weights.derived(first, "sum", partial(np.sum, value)) == 15 * k
     assert weights.nbytes == 200 * (2 * 3 * 4 * 4 + 4)
+
+
+@given(
+    m=st.sampled_from([2, 4]),
+    outputs=st.integers(1, 19),
+    inputs=st.integers(1, 9),
+    width=st.sampled_from([4, 8, 16]),
+    kind=st.sampled_from(["normal", "small", "wide", "pruned", "special"]),
+    seed=st.integers(0, 1 << 16),
+)
+def test_the_way_back_from_transformed_taps_is_exact(
+    m: int, outputs: int, inputs: int, width: int, kind: str, seed: int
+) -> None:
+    rng, tables = np.random.default_rng(seed), matrices(m)
+    taps = rng.standard_normal((outputs, inputs, 3, 3)).astype(np.float32)
+    some = rng.random(taps.shape)
+    match kind:
+        case "small":
+            taps *= np.float32(1e-42)  # less than normal numbers
+        case "wide":
+            taps *= (10.0 ** rng.integers(-9, 9, taps.shape)).astype(np.float32)
+        case "pruned":
+            taps[some < 0.05] = -0.0
+        case "special":
+            taps[some < 0.001] = rng.choice(np.array([np.nan, np.inf, 3e38], np.float32))
+    back = Original.of(taps, transformed(taps, tables, width), tables)
+    event(f"{kind}: {back is not None}")
+    assert back is not None or kind != "normal" or taps.size < 1000
+    if back is not None:
+        assert same_bits(back(), taps) and same_bits(back(), taps)
+        assert back.missing.nbytes + back.places.nbytes + back.values.nbytes < taps.nbytes
+
+
+def test_transformed_taps_are_given_up_and_come_back() -> None:
+    value = random(40, 32, 3, 3)
+    want, seen = value.copy(), weakref.ref(value)
+    x, w = placeholder((1, 32, 40, 40), DType.F32), constant(value)
+    del value
+    for _ in range(2):
+        weights = PackedWeights()
+        y = conv(x, w, pads=[1] * 4)
+        (made,) = restructure([y], Means({32: 16, 64: 8}, weights))
+        assert isinstance(made, WinogradCompute)
+        gc.collect()
+        assert seen() is None
+        assert same_bits(w.value, want)
+        weights.give_up_sources()
 
 
 # --- whole models

@@ -20,8 +20,6 @@ from tilewright.fusion.renew import renewed
 from tilewright.fusion.splits import Split, Splits
 from tilewright.fusion.weights import PackedWeights
 from tilewright.fusion.winograd import (
-    POINTS,
-    TAPS,
     direct_cost,
     fits,
     in_run,
@@ -29,6 +27,7 @@ from tilewright.fusion.winograd import (
     winograd,
     winograd_cost,
 )
+from tilewright.fusion.winograd_weights import POINTS, TAPS
 from tilewright.loops.ir import Cast, Expr, Load, Node, Var, rewrite, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select

@@ -28,6 +28,7 @@ from tilewright.loops.show import show_expr
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Compute, Constant, Elements, sources
 
+Again = Callable[[], np.ndarray]
 PackKey = tuple[tuple[int, ...], tuple[int, ...], str]
 
 
@@ -37,16 +38,14 @@ class PackedWeights:
     def __init__(self) -> None:
         # Sources stay alive with their copies, so that their identities stay theirs.
         self._packed: dict[PackKey, tuple[list[Elements], np.ndarray]] = {}
-        self._reversible: dict[int, tuple[Elements, Callable[[], np.ndarray]]] = {}
+        self._reversible: dict[int, tuple[Elements, Again | None]] = {}
 
     def get(self, packed: Compute) -> np.ndarray:
         """The elements of `packed`, a map of one constant."""
         copy = self.derived(packed, "", lambda: _materialize(packed))
         found = _Packing.of(packed)
         if found is not None and found.is_reversible:
-            source = found.source.elements
-            self._reversible.setdefault(id(source), (source, lambda: found.unpacked(copy)))
-            source.give_up(self._reversible[id(source)][1])  # at once: there may be no room for all
+            self.instead_of(found.source.elements, lambda: lambda: found.unpacked(copy))
         return copy
 
     def derived(self, t: Compute, how: str, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -57,10 +56,20 @@ class PackedWeights:
             self._packed[key] = (parts, make())
         return self._packed[key][1]
 
+    def instead_of(self, source: Elements, way_back: Callable[[], Again | None]) -> None:
+        """Holds the elements no longer, if there is a way back to them; the first one found
+        stays."""
+        if id(source) not in self._reversible:
+            self._reversible[id(source)] = source, way_back()
+        again = self._reversible[id(source)][1]
+        if again is not None:
+            source.give_up(again)  # at once: there may be no room for all
+
     def give_up_sources(self) -> None:
         """Constants that were packed, and unpacked since, are not held beside their copies."""
         for source, again in self._reversible.values():
-            source.give_up(again)
+            if again is not None:
+                source.give_up(again)
 
     @property
     def nbytes(self) -> int:

@@ -11,44 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import prod
 
-import numpy as np
-
 from tilewright.dtypes import DType
 from tilewright.fusion.convolution import Convolution
-from tilewright.fusion.weights import PackedWeights, aligned_zeros
-from tilewright.loops.ir import Expr, Load
+from tilewright.fusion.weights import PackedWeights
+from tilewright.fusion.winograd_weights import (
+    TAPS,
+    Original,
+    matrices,
+    transformed,
+)
+from tilewright.loops.ir import Expr, Load, Var
 from tilewright.loops.locate import MAX_SCRATCH_BYTES
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.evaluate import evaluate
-from tilewright.ops.tensor import Compute, Constant, Tensor, compute, constant, sources
+from tilewright.ops.tensor import Compute, Constant, Elements, Tensor, compute, constant, sources
 
-TAPS = 3
-POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}
 ROWS = 14  # tiles multiplied at once
 MAX_BLOCK_BYTES = MAX_SCRATCH_BYTES * 3 // 4  # transformed tiles of any block
 SCRATCH_BYTES = 600 << 10  # transformed tiles of one block: they should stay in the second level
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """A', G and B' of F(m, 3)."""
-
-    a: np.ndarray
-    g: np.ndarray
-    b: np.ndarray
-
-
-def matrices(m: int) -> Matrices:
-    """The matrices of F(m, 3), each point's row of G and column of B' scaled to equal size."""
-    points = POINTS[m]
-
-    def vandermonde(n: int) -> np.ndarray:
-        rows = [[p**i for i in range(n)] for p in points]
-        return np.array([*rows, [0.0] * (n - 1) + [1.0]])
-
-    b, g = np.linalg.inv(vandermonde(m + 2)).T, vandermonde(TAPS)
-    scale = np.sqrt(np.abs(b).max(axis=1) / np.abs(g).max(axis=1))
-    return Matrices(vandermonde(m).T, g * scale[:, None], b / scale[:, None])
 
 
 @dataclass(frozen=True)
@@ -109,7 +89,10 @@ def winograd(
     tables, width = matrices(m), panel_width(c, lanes)
     b, a = constant(tables.b, DType.F32), constant(tables.a, DType.F32)
     taps = compute((c.outputs, c.inputs, TAPS, TAPS), c.weight)
-    spread = kept.derived(taps, f"F({m}) {width}", lambda: _weights(evaluate(taps), tables, width))
+    how = f"F({m}) {width}"
+    spread = kept.derived(taps, how, lambda: transformed(evaluate(taps), tables, width))
+    if (source := _source(taps)) is not None:
+        kept.instead_of(source, lambda: Original.of(source.array, spread, tables))
     weights = constant(spread, DType.F32)
     form = Winograd(m, h, w, c.inputs, c.outputs, width, lanes, image, weights, b, a)
     alpha = form.alpha
@@ -127,16 +110,13 @@ def winograd(
     return WinogradCompute(**fields, form=form)
 
 
-def _weights(taps: np.ndarray, tables: Matrices, width: int) -> np.ndarray:
-    """G g G' for every pair of channels, in panels, zero beyond the last channel."""
-    outputs, inputs = taps.shape[:2]
-    points, panels = tables.g.shape[0] ** 2, -(-outputs // width)
-    out = aligned_zeros((panels, points, inputs, width), np.dtype(np.float32))
-    for k in range(panels):
-        some = taps[k * width : (k + 1) * width].astype(np.float64)
-        spread = np.einsum("pi,ocij,qj->pqco", tables.g, some, tables.g, optimize=True)
-        out[k, :, :, : len(some)] = spread.reshape(points, inputs, len(some))
-    return out
+def _source(taps: Compute) -> Elements | None:
+    """The elements of a constant that are the taps as they are."""
+    match taps.body:
+        case Load(buffer=Constant(strides=None) as c, index=index):
+            here = tuple(map(Var, taps.axes))
+            return c.elements if index == here and c.shape == taps.shape else None
+    return None
 
 
 TRANSFORM = 1.5  # of the small products' cost over that of large ones
