@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from interpreted import Array, Model
 from tilewright.loops.ir import Expr
+from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.contraction import gemm, matmul
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.normalization import (
@@ -225,3 +226,25 @@ def test_recurrences(
     rest = [model.given(lengths) if ragged else None, model.given(random(ways, batch, hidden))]
     made = function(x, w, r, b, *rest, hidden_size=hidden, direction=direction)
     check(model, *made)
+
+
+@FEW
+@given(
+    rows=st.integers(1, 11),
+    depth=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    columns=st.integers(4, 21),
+    turned=st.booleans(),
+    known=st.booleans(),
+)
+def test_products_over_two_axes(
+    rows: int, depth: tuple[int, int], columns: int, turned: bool, known: bool
+) -> None:
+    """As after heads of attention: the operand steps through both axes as through one, or not."""
+    model, (outer, inner) = Model(of_bytes=False), depth
+    x = model.given(random(rows, *(depth[::-1] if turned else depth)))
+    w = model.given(random(outer * inner, columns, seed=1), known)
+
+    def element(r: Expr, c: Expr, h: Expr, d: Expr) -> Expr:
+        return x[(r, d, h) if turned else (r, h, d)] * w[h * inner + d, c]
+
+    check(model, compute((rows, columns), element, reduce=ScalarOp.ADD, over=depth))
