@@ -254,6 +254,8 @@ class _Inliner:
             return "it stays with the reduction it completes"
         if p.name in self.output_names and not view and cost(p.body) > CHEAP:
             return "it is an output, so it is in memory anyway"
+        if not view and _slides_over(c, p):
+            return "a window would compute its elements again and again, and not on tiles"
         if not view and self._repetition(p) > (4.0 if cost(p.body) <= CHEAP else 1.0):
             return f"it would be computed {self._repetition(p):.0f} times over"
         if count_nodes(p.body) * max(1, _loads(c.body, p.name)) + count_nodes(c.body) > MAX_NODES:
@@ -375,6 +377,15 @@ def reads_in_place(c: Compute, p: Tensor) -> bool:
 
 def _same_place(index: tuple[Expr, ...], here: tuple[Var, ...], shape: tuple[int, ...]) -> bool:
     return all(n == 1 or i == v for i, v, n in zip(index, here, shape, strict=True))
+
+
+def _slides_over(c: Compute, p: Tensor) -> bool:
+    """Whether c reduces over windows of p: an axis of the result and a summed one share a
+    dimension."""
+    summed = frozenset(a for a, _ in c.reduction.axes) if c.reduction else frozenset[str]()
+    loads = (n for n in walk(c.body) if isinstance(n, Load) and n.buffer.name == p.name)
+    indices = (variables(i) for n in loads for i in n.index)
+    return any(v & summed and v - summed for v in indices)
 
 
 def _places(body: Expr, name: str) -> int:
