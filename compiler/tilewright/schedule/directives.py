@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tilewright.errors import ScheduleError
 from tilewright.loops.affine import Range, simplify_loads
@@ -296,7 +297,10 @@ class Tensorize:
         return all(n.extent == index_const(width) for n in found)
 
 
-Directive = Merge | Block | Swap | Bind | Together | Bake | Tensorize
+class Directive(Protocol):
+    """A checked rewrite of a kernel; how it prints says what it does."""
+
+    def __call__(self, kernel: Kernel) -> Kernel: ...
 
 
 def schedule(kernel: Kernel, directives: Iterable[Directive]) -> Kernel:

@@ -25,6 +25,7 @@ from tilewright.schedule.directives import (
     Together,
     schedule,
 )
+from tilewright.schedule.partition import Partition
 
 WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
 BITS_PER_BYTE = 8
@@ -115,6 +116,8 @@ def _map(builder: _Builder) -> None:
         return
     _merge_all(builder)
     axes = builder.axes
+    if len(axes) > 1:
+        builder.attempt(Partition(axes[-1]))
     _bind(builder, axes if len(axes) == 1 else axes[:-1])
 
 
