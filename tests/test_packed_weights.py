@@ -154,6 +154,18 @@ def test_the_way_back_from_transformed_taps_is_exact(
         assert back.missing.nbytes + back.places.nbytes + back.values.nbytes < taps.nbytes
 
 
+@pytest.mark.parametrize("m", [2, 4])
+def test_the_way_back_is_exact_where_a_byte_just_does_or_does_not_do(m: int) -> None:
+    taps, tables = random(32, 16, 3, 3), matrices(m)
+    spread = transformed(taps, tables, 16)
+    shift = np.arange(taps.size, dtype=np.int32).reshape(taps.shape) % 257 - 128
+    moved = (taps.view(np.int32) + shift).view(np.float32)
+    back = Original.of(moved, spread, tables)
+    assert back is not None and len(back.places)
+    assert {int(back.missing.min()), int(back.missing.max())} == {-127, 127}
+    assert same_bits(back(), moved)
+
+
 def test_transformed_taps_are_given_up_and_come_back() -> None:
     value = random(40, 32, 3, 3)
     want, seen = value.copy(), weakref.ref(value)
