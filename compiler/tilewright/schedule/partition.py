@@ -56,10 +56,7 @@ class Partition:
         if not 0 < len(found) < MOST_PARTS:
             raise ScheduleError(f"{self}: {len(found) + 1} parts")
         edges = [0, *sorted(found), extent]
-        parts = [
-            self._part(store, k, first, end)
-            for k, (first, end) in enumerate(pairwise(edges))
-        ]
+        parts = [self._part(store, k, first, end) for k, (first, end) in enumerate(pairwise(edges))]
         whole = Block(tuple(parts))
         body = rewrite(kernel.body, lambda n: whole if n is loop else None)
         return replace(kernel, body=cast(Stmt, body))
@@ -71,10 +68,16 @@ class Partition:
         return For(axis, index_const(end - first), cast(Stmt, body))
 
     def _decided(self, n: Node, at: int) -> Expr | None:
-        """The side of a choice that is taken from this iteration on, to the next change."""
-        if not isinstance(n, Select) or (holds := self._holds(n.condition, at)) is None:
-            return None
-        return n.then if holds else n.otherwise
+        """What a condition, and a choice by it, is from this iteration on to the next change."""
+        match n:
+            case Select(condition=Const(value=holds), then=then, otherwise=otherwise):
+                return then if holds else otherwise
+            case Apply(op=ScalarOp.AND, args=(Const(value=known), other)):
+                return other if known else n.args[0]
+            case Apply(op=ScalarOp.AND, args=(other, Const(value=known))):
+                return other if known else n.args[1]
+        decided = self._holds(n, at)
+        return None if decided is None else Const(decided, DType.BOOL)
 
     def _changes(self, n: Node) -> list[int]:
         """The iterations at which a condition changes."""
