@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.inline import Program, label, reads_in_place
+from tilewright.fusion.sums import lies_across
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.ir import Load, Var, walk
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
 MAX_SERIAL_WORK = 1 << 15  # elements that one task may take on so that kernels can be fused
+MAX_ACROSS = 64  # elements of a row that lie apart and still stay in the first-level cache
 MIN_ROWS = 4  # fewer rows are too few tasks
 
 
@@ -132,12 +135,24 @@ class _Grouper:
             a for a, n in zip(t.axes, t.shape, strict=True) if n > 1
         } != set(rows):
             return (), "it reduces over other axes"
+        if self._goes_over_memory_anew(t, g, rows):
+            return (), "its rows lie across memory, and each would go over all of it"
         count = int(
             np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64)
         )
         if count < MIN_ROWS and _work(t) > MAX_SERIAL_WORK:
             return (), f"{count} rows are too few tasks for {_work(t)} elements"
         return rows, None
+
+    def _goes_over_memory_anew(self, t: Compute, g: Group, rows: tuple[str, ...]) -> bool:
+        """Whether t has more than its row to do where the elements of a row are far apart."""
+        inner = [n for a, n in zip(t.axes, t.shape, strict=True) if a not in rows]
+        if t.reduction is None and all(n == 1 for n in inner):
+            return False
+        first = next(m for m in g.members if m.reduction)
+        assert first.reduction is not None
+        summed = prod(extent for _, extent in first.reduction.axes)
+        return summed > MAX_ACROSS and lies_across(first)
 
     def _may_complete(self, t: Compute, g: Group) -> tuple[tuple[str, ...], str | None]:
         """A contraction takes one more map: the one that reads it in place and is its only

@@ -29,6 +29,7 @@ from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.restructure import Means, restructure
 from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
+from tilewright.fusion.sums import split_sums
 from tilewright.fusion.weights import PackedWeights, aligned
 from tilewright.loops.affine import Range, interval
 from tilewright.loops.ir import (
@@ -127,7 +128,8 @@ class Plan:
         means = Means(tile_limits().lanes, weights, choices.pick, machine.multiplies_bytes())
         legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
-        program = split_extremes(copy_results(program), tile_limits().lanes)
+        program = split_sums(copy_results(program))
+        program = split_extremes(program, tile_limits().lanes)
         program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
         self._settled = settle(program, weights)
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
