@@ -16,7 +16,19 @@ from tilewright.fusion.inline import Program
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
-from tilewright.loops.ir import Apply, Const, Expr, Load, Var, substitute, walk
+from tilewright.loops.ir import (
+    Apply,
+    Const,
+    Expr,
+    Load,
+    Node,
+    Var,
+    dtype_of,
+    rewrite,
+    substitute,
+    variables,
+    walk,
+)
 from tilewright.loops.locate import offset
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Reduction, Tensor, fresh_axis, sources
@@ -38,7 +50,8 @@ def split_sums(program: Program) -> Program:
             parts = _parts(current)
             if parts is not None:
                 program.checked[parts.name] = program.checked.pop(t.name, ())
-                order.append(parts)
+                parts, wide = _widened(parts)
+                order += [*wide, parts]
                 current = _whole(current, parts)
         done[t.name] = current
         order.append(current)
@@ -113,39 +126,83 @@ def _steps(t: Compute) -> Mapping[str, int]:
 
 
 def _parts(t: Compute) -> Compute | None:
-    """The sums of parts, where there is too little to do at a time otherwise."""
+    """The sums of parts as [part, results..., neighbours], where there is too little to do at a
+    time otherwise, or where few neighbours are summed and lines of memory lie in between."""
     assert t.reduction is not None
-    summed = prod(n for _, n in t.reduction.axes)
-    tasks = -(-t.size // LINE) if lies_across(t) else t.size
-    steps = _steps(t)
-    if tasks >= MIN_TASKS or t.size * summed < MIN_WORK or not steps or t.exact:
+    summed, steps = prod(n for _, n in t.reduction.axes), _steps(t)
+    if t.size * summed < MIN_WORK or not steps or t.exact:
+        return None
+    near, width = _neighbours(t, steps)
+    across = lies_across(t) or near
+    tasks = -(-t.size * width // LINE) if across else t.size
+    if tasks >= MIN_TASKS and not near:
         return None
     axis, extent = max(t.reduction.axes, key=lambda x: steps[x[0]])
-    count = next((n for n in range(min(PARTS[1], extent), PARTS[0] - 1, -1) if extent % n == 0), 0)
-    if not count or summed == count:
+    count = _count(extent) if tasks < MIN_TASKS and axis != near else 1
+    if count * width in (1, summed):
         return None
     part, rest = fresh_axis("i"), fresh_axis("r")
     length = extent // count
-    position: Expr = Var(part) * length + Var(rest) if length > 1 else Var(part)
-    body: Expr = substitute(t.body, {axis: position})  # type: ignore[assignment]
-    kept = [(rest, length) if a == axis else (a, n) for a, n in t.reduction.axes]
-    reduction = Reduction(t.reduction.op, tuple((a, n) for a, n in kept if n > 1))
+    env: dict[str, Expr] = {axis: Var(part) * length + Var(rest)} if axis != near else {}
+    kept = [(rest, length) if a == axis else (a, n) for a, n in t.reduction.axes if a != near]
     parts = replace(
         t,
         name=f"{t.name}_parts",
-        shape=(count, *t.shape),
+        shape=(count, *t.shape, width),
         strides=None,
-        axes=(part, *t.axes),
-        body=body,
-        reduction=reduction,
+        axes=(part, *t.axes, near or fresh_axis("i")),
+        body=substitute(t.body, env),  # type: ignore[arg-type]
+        reduction=Reduction(t.reduction.op, tuple(kept)),
         channels_last=False,
     )
     return replace(parts, body=simplify_loads(parts.body, ranges_of(parts)))
 
 
+def _count(extent: int) -> int:
+    """How many equal parts an axis is taken in."""
+    most, least = min(PARTS[1], extent), PARTS[0]
+    return next((n for n in range(most, least - 1, -1) if extent % n == 0), 1)
+
+
+def _neighbours(t: Compute, steps: Mapping[str, int]) -> tuple[str, int]:
+    """The summed axis, and its extent, along which few elements lie side by side, those of the
+    next result after them; no name if there is none."""
+    assert t.reduction is not None
+    for axis, n in t.reduction.axes:
+        few = steps[axis] == 1 and 1 < n < LINE and len(t.reduction.axes) > 1
+        if few and any(steps[a] == n for a in t.axes):
+            return axis, n
+    return "", 1
+
+
+def _widened(parts: Compute) -> tuple[Compute, list[Compute]]:
+    """The parts, and tensors with an element for each neighbour for what they read once for
+    several."""
+    if parts.shape[-1] == 1:
+        return parts, []
+    made: list[Compute] = []
+    own = frozenset(parts.axes[1:-1])
+    shape = parts.shape[1:]
+
+    def rule(n: Node) -> Node | None:
+        if not isinstance(n, Load) or not n.index or not variables(n) <= own:
+            return None
+        axes = tuple(fresh_axis("i") for _ in shape)
+        env: dict[str, Expr] = dict(zip(parts.axes[1:], map(Var, axes), strict=True))
+        body: Expr = substitute(n, env)  # type: ignore[assignment]
+        name = f"{parts.name}_wide{len(made)}"
+        made.append(Compute(name, dtype_of(n), shape, axes=axes, body=body, op=parts.op))
+        return Load(made[-1], tuple(Var(a) for a in parts.axes[1:]))
+
+    body: Expr = rewrite(parts.body, rule)  # type: ignore[assignment]
+    return replace(parts, body=body), made
+
+
 def _whole(t: Compute, parts: Compute) -> Compute:
     """The same as t, from the sums of its parts."""
     assert t.reduction is not None
-    axis = fresh_axis("r")
-    body = Load(parts, (Var(axis), *(Var(a) for a in t.axes)))
-    return replace(t, body=body, reduction=Reduction(t.reduction.op, ((axis, parts.shape[0]),)))
+    sizes = (parts.shape[0], parts.shape[-1])
+    first, last = fresh_axis("r"), fresh_axis("r")
+    body = Load(parts, (Var(first), *(Var(a) for a in t.axes), Var(last)))
+    axes = tuple(zip((first, last), sizes, strict=True))
+    return replace(t, body=body, reduction=Reduction(t.reduction.op, axes))
