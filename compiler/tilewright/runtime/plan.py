@@ -22,6 +22,7 @@ from tilewright.fusion.decide import Pick, Point
 from tilewright.fusion.extremes import split_extremes
 from tilewright.fusion.gates import quotients_before_quantisation
 from tilewright.fusion.groups import form_groups
+from tilewright.fusion.hoist import hoist
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
@@ -128,7 +129,7 @@ class Plan:
         means = Means(tile_limits().lanes, weights, choices.pick, machine.multiplies_bytes())
         legal = restructure(legal, means)
         program = inline(inputs, [t for t in legal if not isinstance(t, (Placeholder, Constant))])
-        program = split_sums(copy_results(program))
+        program = hoist(split_sums(copy_results(program)))
         program = split_extremes(program, tile_limits().lanes)
         program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
         self._settled = settle(program, weights)
