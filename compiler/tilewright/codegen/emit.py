@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import numpy as np
 
@@ -33,9 +33,11 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Barrier,
     Block,
     Buffer,
     Cast,
+    Combine,
     Const,
     Expr,
     For,
@@ -75,12 +77,16 @@ class Emitted:
 
 def emit(kernel: Kernel) -> Emitted:
     """The source of a kernel and the numbers that were lifted out of it."""
-    return _Emitter(kernel).run()
+    return Emitter(kernel).run()
 
 
 @dataclass
-class _Emitter:
+class Emitter:
+    """Prints a kernel for the CPU. What other targets print otherwise stands in methods of its
+    own."""
+
     kernel: Kernel
+    alone: ClassVar[bool] = True  # indices that come from scratch are kept out of vectors
     numbers: list[int] = field(default_factory=list)
     named: dict[tuple[str, ...], str] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
@@ -115,10 +121,14 @@ class _Emitter:
     def _imports(self) -> list[str]:
         names: dict[str, list[str]] = {}
         for n in sorted(self.used):
-            names.setdefault(module_of(n), []).append(n)
+            names.setdefault(self.module(n), []).append(n)
         special = [n for n in ("inf", "nan") if n in self.special]
         first = [f"from math import {', '.join(special)}"] if special else []
         return [*first, *(f"from {m} import {', '.join(v)}" for m, v in sorted(names.items()))]
+
+    def module(self, name: str) -> str:
+        """The module that a name is imported from."""
+        return module_of(name)
 
     def use(self, name: str) -> str:
         self.used.add(name)
@@ -195,25 +205,16 @@ class _Emitter:
                 return [f"if {self.expr(condition)}:", *indent(self._statement(body))]
             case Block(stmts=stmts):
                 return [line for t in stmts for line in self._statement(t)]
-            case Alloc(buffer=b, body=body):
-                name = self.locals.setdefault(b.name, f"a{len(self.locals)}")
-                if (copied := print_copied_tile(self, s, name, self.ranges)) is not None:
-                    return copied
-                lines = self._statement(body)
-                if b.shape:
-                    kind = "u8" if b.dtype is DType.BOOL else SUFFIX[b.dtype.compute]
-                    lines.insert(
-                        0, f"{name} = {self.use(f'stack_{kind}')}({max(1, math.prod(b.shape))})"
-                    )
-                return lines
+            case Alloc():
+                return self._allocate(s)
             case Store(buffer=b, index=index, value=value):
                 return [self._store(b, index, self.expr(value))]
             case Accumulate():
                 return [self._accumulate(s)]
             case Tile():
-                name = self.locals[s.acc.name]
-                printed = print_tile(self, s, self.ranges, Target(name, name))
-                return printed or self._statement(s.meaning)
+                return self._tile(s)
+            case Barrier() | Combine():
+                raise NotImplementedError("the tasks of this target do not meet")
             case _:
                 assert_never(s)
 
@@ -221,6 +222,22 @@ class _Emitter:
         head = f"for {self.axis(s.axis)} in range({self.extent(s, s.extent)}):"
         last = [f"{self.use('unrolled')}()"] if s.kind is LoopKind.UNROLLED else []
         return [head, *indent([*self._statement(s.body), *last])]
+
+    def _allocate(self, s: Alloc) -> list[str]:
+        b = s.buffer
+        name = self.locals.setdefault(b.name, f"a{len(self.locals)}")
+        if (copied := print_copied_tile(self, s, name, self.ranges)) is not None:
+            return copied
+        lines = self._statement(s.body)
+        if b.shape:
+            size = max(1, math.prod(b.shape))
+            lines.insert(0, f"{name} = {self.use(f'stack_{stored_kind(b.dtype)}')}({size})")
+        return lines
+
+    def _tile(self, s: Tile) -> list[str]:
+        name = self.locals[s.acc.name]
+        printed = print_tile(self, s, self.ranges, Target(name, name))
+        return printed or self._statement(s.meaning)
 
     def extent(self, s: For, extent: Expr) -> str:
         if isinstance(extent, Const):
@@ -300,7 +317,7 @@ class _Emitter:
         name, at = self._place(b, index)
         if b.dtype is DType.BOOL or (b.dtype.compute is not b.dtype and b.space is Space.GLOBAL):
             return f"{self.use('load_' + SUFFIX[b.dtype])}({name}, {at})"
-        if b.space is Space.LOCAL and b.dtype is DType.I64 and b.values is not None:
+        if self.alone and b.space is Space.LOCAL and b.dtype is DType.I64 and b.values is not None:
             return f"{self.use('alone')}({name}[{at}])"  # an index into other buffers
         return f"{name}[{at}]"
 
@@ -389,6 +406,11 @@ class _Emitter:
         if dtype.is_float:
             return f"{self.use(f'{FLOAT_FUNCTIONS[op]}_{SUFFIX[dtype]}')}({joined})"
         return f"{self.use(INTEGER_FUNCTIONS[op])}({joined})"
+
+
+def stored_kind(dtype: DType) -> str:
+    """How elements are held in scratch: halves as float32, booleans as bytes."""
+    return "u8" if dtype is DType.BOOL else SUFFIX[dtype.compute]
 
 
 def _is_safe(e: Expr) -> bool:

@@ -137,6 +137,6 @@ _PLACES = {
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 
-def module_of(name: str) -> str:
+def module_of(name: str, library: str = LIBRARY) -> str:
     """The module that generated code imports a name from."""
-    return f"{LIBRARY}.{_MODULE_OF.get(name, 'math')}"
+    return f"{library}.{_MODULE_OF.get(name, 'math')}"

@@ -2,6 +2,7 @@
 
 tilewright bench MODEL ... --against onnxruntime
 tilewright bench --gemm
+tilewright doctor
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tilewright.errors import InputError, TilewrightError
-from tilewright.explore import gemm, many
+from tilewright.explore import doctor, gemm, many
 from tilewright.explore.compare import Comparison, Request, check_model
 from tilewright.explore.gemm import ODD_SIZES
 from tilewright.explore.many import Row, Rows, as_data
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="every product of --gemm, not only the slowest")
     add("--json", type=_file(".json"), metavar="FILE.json", help="all figures; - prints them")
     add("--picture", type=_file(".svg"), metavar="FILE.svg", help="ratios of models as bars")
+    look = commands.add_parser(
+        "doctor",
+        help="what this machine offers, what is missing and how to get it",
+        description="Shows what compiled models can use here, and what is missing for CUDA.",
+    )
+    look.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return top
 
 
@@ -222,8 +229,20 @@ def bench_gemm(arguments: argparse.Namespace, screen: Screen) -> int:
     return RIGHT if all(products.right for products in found) else WRONG
 
 
+def show_doctor(arguments: argparse.Namespace, screen: Screen) -> int:
+    """What is here; that something is missing is no failure."""
+    found = doctor.diagnose()
+    if arguments.json:
+        print(json.dumps(found.as_dict()))
+    else:
+        doctor.show(found, screen)
+    return RIGHT
+
+
 def run(arguments: argparse.Namespace) -> int:
     """What the command line asks for."""
+    if arguments.command == "doctor":
+        return show_doctor(arguments, open_screen())
     if bool(arguments.models) == arguments.gemm:
         raise InputError("give a model, or --gemm")
     bench = bench_gemm if arguments.gemm else bench_models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tilewright.dtypes import DType
@@ -28,8 +29,11 @@ def linear_bounds(form: Linear, ranges: Ranges, facts: Facts) -> Range:
     low = form.constant + sum(a for a, _ in spans)
     high = form.constant + sum(b for _, b in spans)
     for known, span in facts.items():
-        a, b = _multiple_of(form, known, span, ranges, facts)
-        low, high = max(low, a), min(high, b)
+        for a, b in (
+            _multiple_of(form, known, span, ranges, facts),
+            _part_of(form, known, span, ranges, facts),
+        ):
+            low, high = max(low, a), min(high, b)
     if facts:
         for atom, c in form.terms:
             a, b = _joined_quotient(form, atom, c, ranges, facts)
@@ -54,6 +58,31 @@ def _multiple_of(form: Linear, known: Linear, span: Range, ranges: Ranges, facts
     return low + shift + a, high + shift + b
 
 
+def _part_of(form: Linear, known: Linear, span: Range, ranges: Ranges, facts: Facts) -> Range:
+    """The range of the form if something whose range is known is a multiple of a part of it, and
+    a rest."""
+    there = dict(known.terms)
+    scales = {there[a] // c for a, c in form.terms if a in there and there[a] % c == 0}
+    low, high = UNKNOWN
+    for scale in scales:
+        if scale < 1:
+            continue
+        part = [(a, c) for a, c in form.terms if there.get(a) == scale * c]
+        inside = {a for a, _ in part}
+        other = Linear(tuple(t for t in known.terms if t[0] not in inside), known.constant)
+        rest = Linear(tuple(t for t in form.terms if t[0] not in inside))
+        if not other.terms and scale == 1 and not rest.terms:
+            continue  # a multiple of it, as above
+        a, b = linear_range(other, ranges)
+        least, most = (span[0] - b) / scale, (span[1] - a) / scale
+        least = math.ceil(least) if math.isfinite(least) else least
+        most = math.floor(most) if math.isfinite(most) else most
+        smaller = {k: v for k, v in facts.items() if k != known}
+        p, q = linear_bounds(rest, ranges, smaller) if rest.terms else (0.0, 0.0)
+        low, high = max(low, least + p + form.constant), min(high, most + q + form.constant)
+    return low, high
+
+
 def _joined_quotient(form: Linear, atom: Expr, c: int, ranges: Ranges, facts: Facts) -> Range:
     """The range of c * (x // d) + c * rest, read as c * ((x + d * rest) // d)."""
     match atom:
@@ -63,9 +92,8 @@ def _joined_quotient(form: Linear, atom: Expr, c: int, ranges: Ranges, facts: Fa
                 whole: Expr = x + form.constant // c * int(d)
                 for a, k in rest:
                     whole = whole + a * (k // c * int(d))
-                if not any(isinstance(n, Apply) and n.op is ScalarOp.FLOORDIV for n, _ in rest):
-                    low, high = bounds(whole, ranges, facts)
-                    return low // float(d) * c, high // float(d) * c
+                low, high = bounds(whole, ranges, facts)
+                return low // float(d) * c, high // float(d) * c
     return UNKNOWN
 
 
@@ -138,13 +166,25 @@ def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Ranges, facts: Fac
 
 
 def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:
-    """Where x % d lies in [a, b], x lies in [d * least quotient + a, d * greatest quotient + b]."""
+    """Where x % d lies in [a, b], x lies in [d * least quotient + a, d * greatest quotient + b];
+    where rest + x // d lies in [a, b], d * rest + x lies in [d * a, d * b + d - 1]."""
     match form.terms:
         case ((Apply(op=ScalarOp.MOD, args=(x, Const(value=d))), 1),):
             low, high = interval(x, ranges)
             a, b = max(span[0] - form.constant, 0.0), min(span[1] - form.constant, float(d) - 1)
             return {linear(x, ranges): (low // d * d + a, high // d * d + b)}
+    quotients = [(a, c) for a, c in form.terms if _is_quotient(a)]
+    match quotients:
+        case [(Apply(args=(x, Const(value=d))) as atom, 1)]:
+            whole: Expr = x + form.constant * int(d)
+            for other, c in form.terms:
+                whole = whole if other == atom else whole + other * (c * int(d))
+            return {linear(whole, ranges): (span[0] * d, span[1] * d + d - 1)}
     return {}
+
+
+def _is_quotient(e: Expr) -> bool:
+    return isinstance(e, Apply) and e.op is ScalarOp.FLOORDIV and isinstance(e.args[1], Const)
 
 
 def learn_extent(axis: str, extent: Expr, ranges: Ranges, facts: Facts) -> Facts:

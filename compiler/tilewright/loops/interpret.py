@@ -14,8 +14,10 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Barrier,
     Block,
     Cast,
+    Combine,
     Const,
     Expr,
     For,
@@ -63,8 +65,21 @@ def run_statement(s: Stmt, axes: Axes, arrays: Arrays) -> None:
             run_statement(body, axes, {**arrays, b.name: poisoned(b.shape, b.dtype)})
         case Tile(meaning=meaning):
             run_statement(meaning, axes, arrays)
+        case Barrier():
+            pass
+        case Combine():
+            _combine(s, arrays[s.buffer.name])
         case _:
             assert_never(s)
+
+
+def _combine(s: Combine, held: np.ndarray) -> None:
+    """One after the other, in a type that the operation keeps."""
+    for team in held.reshape(-1, s.width):
+        total = team[0]
+        for value in team[1:]:
+            total = s.op.meaning(total, value)
+        team[:] = total
 
 
 def poisoned(shape: tuple[int, ...], dtype: DType) -> np.ndarray:

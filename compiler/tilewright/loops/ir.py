@@ -2,7 +2,7 @@
 
     expr   = Const | Var | Load(buffer, index) | Apply(op, args) | Cast(dtype, arg) | Select(cond,
     then, otherwise)
-    stmt   = Store | Accumulate | For | If | Block | Alloc | Tile
+    stmt   = Store | Accumulate | For | If | Block | Alloc | Tile | Barrier | Combine
     kernel = Kernel(name, params, body)
 
 Nodes are frozen: a pass returns a new tree, or the *same* tree when nothing changed. Indices are
@@ -26,18 +26,26 @@ Operand = Union["Expr", float, int, bool]
 
 
 class Space(Enum):
-    """Where a buffer lives: in memory that outlives the kernel, or in a task's own scratch."""
+    """Where a buffer lives: in memory that outlives the kernel, in a task's own scratch, in what
+    the threads of a block share, or in the registers of each thread of a block (its first index is
+    the thread)."""
 
     GLOBAL = "global"
     LOCAL = "local"
+    SHARED = "shared"
+    THREAD = "thread"
 
 
 class LoopKind(Enum):
-    """How the iterations of a loop run: one after the other (written out or not), or as tasks."""
+    """How the iterations of a loop run: one after the other (written out or not), as tasks, as
+    blocks of threads, as the threads of a block, or as one access to adjacent elements."""
 
     SERIAL = "serial"
     UNROLLED = "unrolled"
     PARALLEL = "parallel"
+    BLOCK = "block"
+    THREAD = "thread"
+    VECTOR = "vector"
 
 
 class Arithmetic:
@@ -226,7 +234,22 @@ class Tile:
     meaning: Stmt
 
 
-Stmt = Store | Accumulate | For | If | Block | Alloc | Tile
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Every thread of the block has done what stands before when any goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """Each of `width` neighbouring threads gets op over what all of them hold in `buffer`, a
+    buffer of one element to a thread."""
+
+    buffer: Buffer
+    op: ScalarOp
+    width: int
+
+
+Stmt = Store | Accumulate | For | If | Block | Alloc | Tile | Barrier | Combine
 
 
 @dataclass(frozen=True)
@@ -242,7 +265,10 @@ class Kernel:
 
 
 Node = Expr | Stmt
-ANY = (Const, Var, Load, Apply, Cast, Select, Store, Accumulate, For, If, Block, Alloc, Tile)
+ANY = (
+    *(Const, Var, Load, Apply, Cast, Select),
+    *(Store, Accumulate, For, If, Block, Alloc, Tile, Barrier, Combine),
+)
 N = TypeVar("N", bound=Node)
 
 
@@ -299,7 +325,7 @@ def strides_of(buffer: Buffer) -> tuple[int, ...]:
 def children(node: Node) -> tuple[Node, ...]:
     """The nodes directly below, in order of evaluation."""
     match node:
-        case Const() | Var():
+        case Const() | Var() | Barrier() | Combine():
             return ()
         case Load(index=index):
             return index
@@ -356,7 +382,7 @@ def rewrite(node: Node, rule: Callable[[Node], Node | None]) -> Node:
 
 def map_children(node: Node, f: Callable[[Node], Node]) -> Node:
     """The node with f applied to each child; the same node if nothing changed."""
-    if isinstance(node, (Const, Var)):
+    if isinstance(node, (Const, Var, Barrier, Combine)):
         return node
     changes: dict[str, object] = {}
     for name in _CHILD_FIELDS[type(node)]:

@@ -8,9 +8,11 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Barrier,
     Block,
     Buffer,
     Cast,
+    Combine,
     Const,
     Expr,
     For,
@@ -67,7 +69,7 @@ def _statement(s: Stmt) -> list[str]:
         case Block(stmts=stmts):
             return [line for t in stmts for line in _statement(t)]
         case Alloc(buffer=b, body=body):
-            return [f"local {_buffer(b)}", *_statement(body)]
+            return [f"{b.space.value} {_buffer(b)}", *_statement(body)]
         case Store(buffer=b, index=index, value=value):
             return [f"{b.name}{_at(index)} = {show_expr(value)}"]
         case Accumulate(buffer=b, index=index, op=op, value=value):
@@ -78,6 +80,10 @@ def _statement(s: Stmt) -> list[str]:
                 f"tile {acc.name} over {axes}, summing {' '.join(depth)}:",
                 *_indent(_statement(meaning)),
             ]
+        case Barrier():
+            return ["barrier"]
+        case Combine(buffer=b, op=op, width=width):
+            return [f"combine {b.name} by {op.name.lower()} over {width} threads"]
         case _:
             assert_never(s)
 

@@ -11,6 +11,7 @@ from tilewright.loops.ir import (
     Block,
     Buffer,
     Cast,
+    Combine,
     Const,
     For,
     Kernel,
@@ -55,6 +56,8 @@ def _token(n: Node, numbers: dict[str, int]) -> Hashable:
             return kind, _buffer(b, numbers)
         case Accumulate(buffer=b, op=op):
             return kind, op, _buffer(b, numbers)
+        case Combine(buffer=b, op=op, width=width):
+            return kind, op, width, _buffer(b, numbers)
         case For(axis=axis, kind=how, baked=baked, together=together):
             return kind, numbers.setdefault(axis, len(numbers)), how, baked, together
         case Block(stmts=stmts):

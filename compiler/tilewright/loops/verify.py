@@ -24,9 +24,11 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Barrier,
     Block,
     Buffer,
     Cast,
+    Combine,
     Const,
     Expr,
     For,
@@ -46,6 +48,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import MAX_SCRATCH_BYTES, axis_ranges, scratch_bytes
 from tilewright.loops.scalars import MONOIDS, ScalarOp
+from tilewright.loops.verify_threads import has_threads, verify_threads
 
 
 def verify(kernel: Kernel) -> Kernel:
@@ -54,6 +57,8 @@ def verify(kernel: Kernel) -> Kernel:
     if (scratch := scratch_bytes(kernel.body)) > MAX_SCRATCH_BYTES:
         scope.fail(f"{scratch:,} bytes of scratch; a task has {MAX_SCRATCH_BYTES:,}")
     _Verifier(frozenset(kernel.outputs)).statement(kernel.body, scope)
+    if has_threads(kernel):
+        verify_threads(kernel)
     return kernel
 
 
@@ -97,7 +102,7 @@ class _Verifier:
                 for t in stmts:
                     self.statement(t, scope)
             case Alloc(buffer=b, body=body):
-                if b.name in scope.buffers or b.space is not Space.LOCAL:
+                if b.name in scope.buffers or b.space is Space.GLOBAL:
                     scope.fail(f"local buffer {b.name} is defined twice or not local")
                 self.statement(body, replace(scope, buffers={**scope.buffers, b.name: b}))
             case Tile(meaning=meaning, acc=acc):
@@ -106,6 +111,11 @@ class _Verifier:
                 self.statement(meaning, scope.at("tile"))
             case Store() | Accumulate():
                 self._write(s, scope.at(f"write {s.buffer.name}"))
+            case Combine(buffer=b):
+                if scope.buffers.get(b.name) != b:
+                    scope.fail(f"the combined buffer {b.name} is not in scope")
+            case Barrier():
+                pass
             case _:
                 assert_never(s)
 
@@ -113,7 +123,8 @@ class _Verifier:
         if s.axis in scope.ranges:
             scope.fail(f"axis {s.axis} shadows an outer axis")
         self.expression(s.extent, scope)
-        if s.kind is LoopKind.PARALLEL and (why := shared_writes(s) or colliding_writes(s)):
+        apart = (LoopKind.PARALLEL, LoopKind.BLOCK)  # threads choose who writes: `verify_threads`
+        if s.kind in apart and (why := shared_writes(s) or colliding_writes(s)):
             scope.fail(why)
         top = interval(s.extent, scope.ranges)[1] - 1
         if top >= 0:  # else it never runs

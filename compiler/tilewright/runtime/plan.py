@@ -10,14 +10,14 @@ instance (arena and argument tables) of its own and gives it back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from tilewright.codegen.emit import Emitted, emit
-from tilewright.errors import ExecutionError, UnsupportedError
+from tilewright.errors import ExecutionError
 from tilewright.fusion.decide import Pick, Point
 from tilewright.fusion.extremes import split_extremes
 from tilewright.fusion.gates import quotients_before_quantisation
@@ -47,11 +47,12 @@ from tilewright.loops.ir import (
 from tilewright.loops.show import show
 from tilewright.loops.structure import structure
 from tilewright.loops.verify import verify
-from tilewright.ops.tensor import Constant, Placeholder, Tensor, footprint
+from tilewright.ops.tensor import Constant, Placeholder, Tensor
 from tilewright.options import Options
+from tilewright.runtime.arena import arena
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.dump import publish
-from tilewright.runtime.memory import MAX_BYTES, Lifetime, place
+from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
 from tilewright.runtime.results import Results, address_of, computed
@@ -137,7 +138,7 @@ class Plan:
         scheduled, emitted = _generate(lowered, choices.pick)
         addresses = cache.load([e.text for e in emitted] + texts_to_load())[: len(emitted)]
         self._executor = Executor(options.threads, cache)
-        self._nodes = [_checked_nodes(n, program.checked) for n in lowered]
+        self._nodes = [checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
         self.kernels = [
             self._describe(k, n, s, e)
@@ -166,7 +167,8 @@ class Plan:
         self._constants: dict[str, np.ndarray] = {}
         input_at = {t.name: k for k, t in enumerate(inputs)}
         output_at = computed(outputs)
-        offsets = self._allocate(lowered, input_at, output_at)
+        fixed = {*self._settled, *input_at, *output_at}
+        offsets, self.arena_bytes = arena(lowered, fixed)
         values: list[int] = []
         self._relocations: list[tuple[int, int]] = []  # (slot, arena offset)
         input_slots: dict[int, list[int]] = {}
@@ -201,26 +203,6 @@ class Plan:
         self._last_parallel = max(parallel, default=-1)
         self._is_brief = sum(work(kernels[k]) for k in parallel) < BRIEF_NANOSECONDS
 
-    def _allocate(
-        self, lowered: Sequence[Lowered], input_at: Mapping[str, int], output_at: Mapping[str, int]
-    ) -> dict[str, int]:
-        spans: dict[str, list[int]] = {}
-        sizes: dict[str, int] = {}
-        fixed = {*self._settled, *input_at, *output_at}
-        for step, n in enumerate(lowered):
-            for t in n.tensors:
-                if isinstance(t, Constant) or t.name in fixed:
-                    continue
-                spans.setdefault(t.name, [step, step])[1] = step
-                sizes[t.name] = footprint(t) * t.dtype.itemsize
-        lifetimes = [Lifetime(sizes[name], a, b) for name, (a, b) in spans.items()]
-        offsets, self.arena_bytes = place(lifetimes)
-        if self.arena_bytes > MAX_BYTES:
-            raise UnsupportedError(
-                f"the plan needs {self.arena_bytes >> 30} GiB for intermediate results"
-            )
-        return dict(zip(spans, offsets, strict=True))
-
     def _constant(self, t: Constant) -> int:
         if t.name not in self._constants:
             value = t.value
@@ -248,7 +230,7 @@ class Plan:
         written = kernel.outputs
         names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
         return PlannedKernel(
-            name=f"k{k}_{_identifier(n.group.label)}",
+            name=f"k{k}_{identifier(n.group.label)}",
             graph=n.group.label,
             loops=show(kernel),
             schedule=tuple(map(str, kernel.schedule)),
@@ -401,19 +383,6 @@ def _operations(e: Expr) -> int:
     if isinstance(e, Load):
         return 1
     return 1 + sum(_operations(c) for c in children(e) if isinstance(c, Expr))
-
-
-def _identifier(text: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in text.lower())[:40]
-
-
-def _checked_nodes(lowered: Lowered, checked: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The nodes whose checks a kernel makes, for messages."""
-    if lowered.group.nest is not None:
-        return (lowered.group.nest.node,)
-    return tuple(
-        dict.fromkeys(n for m in lowered.group.members for n in checked.get(m.name, ()) if n)
-    )
 
 
 def _has_work(outputs: Sequence[Tensor]) -> bool:

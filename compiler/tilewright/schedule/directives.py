@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from tilewright.errors import ScheduleError
 from tilewright.loops.affine import Range, simplify_loads
@@ -17,7 +17,9 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Barrier,
     Buffer,
+    Combine,
     Const,
     Expr,
     For,
@@ -157,6 +159,10 @@ class _Distribute:
             case Store() | Accumulate() | If() | Tile():
                 leaf = substitute(rewrite(s, self._grow), {self.axis: self.position})
                 return For(self.inner, self.length, leaf, baked=self.baked)  # type: ignore[arg-type]
+            case Barrier() | Combine():
+                raise ScheduleError(f"the threads of a block meet inside the loop over {self.axis}")
+            case _:
+                assert_never(s)
 
     def _grow(self, n: Node) -> Node | None:
         if isinstance(n, (Load, Store, Accumulate)) and n.buffer.name in self.grown:

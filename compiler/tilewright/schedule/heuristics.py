@@ -3,27 +3,24 @@ machine only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from math import prod
 
-from tilewright.errors import ScheduleError
 from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.decide import Pick, Point, by_cost_model
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.ir import Accumulate, Const, For, Kernel, Load, LoopKind, Stmt, Store, walk
-from tilewright.loops.locate import axis_ranges, find_loop, offset, outer_loops
+from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.structure import structure
+from tilewright.schedule.builder import Builder
 from tilewright.schedule.directives import (
     Bake,
-    Bind,
     Block,
-    Directive,
     Merge,
     Swap,
     Tensorize,
     Together,
-    schedule,
 )
 from tilewright.schedule.partition import Partition
 
@@ -51,7 +48,7 @@ def choose_schedule(lowered: Lowered, limits: TileLimits, pick: Pick = by_cost_m
     """The kernel with a schedule that suits its kind."""
     if lowered.group.nest is not None or lowered.group.winograd is not None:
         return lowered.kernel
-    builder = _Builder(lowered.kernel)
+    builder = Builder(lowered.kernel)
     if lowered.group.contraction is not None:
         _tile(builder, lowered, lowered.group.contraction, limits, pick)
     elif any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body)):
@@ -72,56 +69,18 @@ def schedule_key(lowered: Lowered) -> Hashable:
     return (*places, main.dtype, c.panel_width, structure(lowered.kernel))
 
 
-class _Builder:
-    """A kernel under scheduling: `attempt` applies a directive if it is legal."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-
-    def attempt(self, directive: Directive) -> bool:
-        try:
-            self.kernel = schedule(self.kernel, (directive,))
-        except ScheduleError:
-            return False
-        return True
-
-    @property
-    def axes(self) -> list[str]:
-        return [n.axis for n in outer_loops(self.kernel.body)]
-
-    def extent(self, axis: str) -> int:
-        found = find_loop(self.kernel, axis)
-        return int(found.extent.value) if found and isinstance(found.extent, Const) else 1
-
-
-def _merge_all(builder: _Builder, keep: Callable[[str], bool] = lambda axis: True) -> None:
-    """Merge neighbouring outer loops wherever that is legal, innermost first."""
-    k = len(builder.axes) - 2
-    while k >= 0:
-        outer, inner = builder.axes[k], builder.axes[k + 1]
-        if keep(inner):
-            builder.attempt(Merge(outer, inner))
-        k -= 1
-
-
-def _bind(builder: _Builder, axes: list[str]) -> None:
-    for axis in axes:
-        if not builder.attempt(Bind(axis)):
-            return
-
-
-def _map(builder: _Builder) -> None:
+def _map(builder: Builder) -> None:
     if _transpose(builder):
-        _bind(builder, builder.axes[:-2])
+        builder.bind(builder.axes[:-2])
         return
-    _merge_all(builder)
+    builder.merge_all()
     axes = builder.axes
     if len(axes) > 1:
         builder.attempt(Partition(axes[-1]))
-    _bind(builder, axes if len(axes) == 1 else axes[:-1])
+    builder.bind(axes if len(axes) == 1 else axes[:-1])
 
 
-def _transpose(builder: _Builder) -> bool:
+def _transpose(builder: Builder) -> bool:
     """Copy line by line of what is read, a cache line's worth of lines at a time, where that is
     not how it is written."""
     found = [n for n in walk(builder.kernel.body) if isinstance(n, Load)]
@@ -139,8 +98,8 @@ def _transpose(builder: _Builder) -> bool:
     return builder.attempt(Block(written, SQUARE))
 
 
-def _reduce(builder: _Builder, limits: TileLimits) -> None:
-    _merge_all(builder)
+def _reduce(builder: Builder, limits: TileLimits) -> None:
+    builder.merge_all()
     axes = builder.axes
     if _reduce_columns(builder, limits):
         pass
@@ -149,10 +108,10 @@ def _reduce(builder: _Builder, limits: TileLimits) -> None:
         blocks = -(-extent // VECTOR_BLOCK)
         factor = min(-(-(extent // blocks + 1) // 16) * 16 if blocks > 1 else extent, extent)
         builder.attempt(Block(axes[-1], factor, overlap=True))
-    _bind(builder, builder.axes)
+    builder.bind(builder.axes)
 
 
-def _reduce_columns(builder: _Builder, limits: TileLimits) -> bool:
+def _reduce_columns(builder: Builder, limits: TileLimits) -> bool:
     """Put a reduction whose results lie side by side, as its operands do, on register tiles."""
     axes, before = builder.axes, builder.kernel
     kinds = {n.buffer.dtype for n in walk(before.body) if isinstance(n, Accumulate)}
@@ -178,7 +137,7 @@ def _vectors(columns: int, lanes: int) -> int:
     return min(fitting, key=lambda v: -(-columns // (v * lanes)) * v, default=0)
 
 
-def _block_rows(builder: _Builder, rows: str, most: int) -> bool:
+def _block_rows(builder: Builder, rows: str, most: int) -> bool:
     return builder.attempt(Block(rows, _height(builder.extent(rows), most), overlap=True))
 
 
@@ -211,7 +170,7 @@ def _innermost(s: Stmt) -> set[str]:
 
 
 def _tile(
-    builder: _Builder, lowered: Lowered, c: Contraction, limits: TileLimits, pick: Pick
+    builder: Builder, lowered: Lowered, c: Contraction, limits: TileLimits, pick: Pick
 ) -> None:
     positions = {a: f"row{k}" for k, a in enumerate(lowered.group.members[0].axes)}
     columns = positions[c.columns]
@@ -228,13 +187,13 @@ def _tile(
     builder.attempt(
         Tensorize(f"{columns}_i", f"{rows}_i" if rows else "")
     )  # plain loops remain otherwise
-    _bind(builder, builder.axes)
+    builder.bind(builder.axes)
     if rows and len(c.depth) == 1 and not c.a.guards:
         depth = dict(lowered.group.members[0].reduction.axes)[c.depth[0]]  # type: ignore[union-attr]
         _share_rows(builder, rows, height * depth * width // BITS_PER_BYTE, lowered, pick)
 
 
-def _share_rows(builder: _Builder, rows: str, nbytes: int, lowered: Lowered, pick: Pick) -> None:
+def _share_rows(builder: Builder, rows: str, nbytes: int, lowered: Lowered, pick: Pick) -> None:
     """Walk over all columns with as many blocks of rows as the second-level cache keeps."""
     blocks = builder.extent(rows)
     most = max(2, ROWS_BYTES // max(nbytes, 1))
@@ -263,7 +222,7 @@ def _work(lowered: Lowered) -> float:
     return float(main.size * prod(n for _, n in summed))
 
 
-def _merge_rows(builder: _Builder, rows: str) -> str:
+def _merge_rows(builder: Builder, rows: str) -> str:
     """Merge the loops outside the rows into them as far as memory allows."""
     while True:
         axes = builder.axes
@@ -278,7 +237,7 @@ def _height(extent: int, most: int) -> int:
     return min(_heights(extent, most), key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h))
 
 
-def _bake_windows(builder: _Builder) -> None:
+def _bake_windows(builder: Builder) -> None:
     """Print small summed extents as literals."""
     for n in list(walk(builder.kernel.body)):
         if (

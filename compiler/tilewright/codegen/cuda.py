@@ -1,0 +1,219 @@
+"""Loop nests to Numba source for CUDA: one function that every thread runs.
+
+What a kernel says of blocks and threads is printed as it stands. A kernel that says nothing runs
+one iteration of its parallel loops in each thread. Buffers are pointers, numbers are parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from tilewright.codegen.emit import Emitter, stored_kind
+from tilewright.codegen.spelling import SUFFIX, module_of
+from tilewright.codegen.tiles import indent
+from tilewright.dtypes import DType
+from tilewright.loops.ir import (
+    Alloc,
+    Barrier,
+    Buffer,
+    Combine,
+    Const,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    LoopKind,
+    Space,
+    Stmt,
+    Store,
+    Tile,
+)
+from tilewright.loops.locate import axis_ranges, offset
+from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.verify_threads import WARP, has_threads, threads_of
+
+LIBRARY = "tilewright_kernels.cuda"
+HALVES = ("f16", "bf16")
+THREADS = 256  # of a block, where the kernel does not say
+ALIGNMENT = 16  # bytes of the widest access
+COMBINED = {
+    ScalarOp.ADD: "add",
+    ScalarOp.MUL: "multiply",
+    ScalarOp.MAX: "maximum",
+    ScalarOp.MIN: "minimum",
+}
+_MODULES = {
+    **dict.fromkeys(("block", "thread", "sync"), "threads"),
+    **dict.fromkeys((f"{t}_{v}" for t in ("warp", "block") for v in COMBINED.values()), "reduce"),
+    **dict.fromkeys((f"shared_{t}" for t in SUFFIX.values()), "pointers"),
+    "copy_vector": "memory",
+    **dict.fromkeys((f"{v}_vector_{t}" for v in ("load", "store") for t in HALVES), "memory"),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A printed kernel and how it is launched: `pointers` and then `numbers` are its parameters,
+    after them a pointer to an error code if it makes `checks`."""
+
+    text: str
+    pointers: tuple[DType, ...]
+    numbers: tuple[int, ...]
+    blocks: int
+    threads: int
+    shared_bytes: int
+    checks: int
+
+
+def emit_cuda(kernel: Kernel) -> Launch:
+    """The source of a kernel and the numbers of its launch."""
+    return _CudaEmitter(kernel).launch()
+
+
+class _CudaEmitter(Emitter):
+    alone = False
+    blocks = 1
+    shared = 0  # bytes of shared memory laid out so far
+
+    def launch(self) -> Launch:
+        self.ranges = axis_ranges(self.kernel.body)
+        self.threads = threads_of(self.kernel) if has_threads(self.kernel) else THREADS
+        body = self._blocks(self.kernel.body)
+        params = [f"p{k}" for k in range(len(self.kernel.params))]
+        params += [f"n{k}" for k in range(len(self.numbers))]
+        if self.checks:
+            params.append("errors")
+        lines = [*self._imports(), "", "", f"def kernel({', '.join(params)}):", *indent(body)]
+        return Launch(
+            "\n".join(lines) + "\n",
+            tuple(b.dtype for b in self.kernel.params),
+            tuple(self.numbers),
+            self.blocks,
+            self.threads,
+            self.shared,
+            self.checks,
+        )
+
+    def module(self, name: str) -> str:
+        found = _MODULES.get(name)
+        return f"{LIBRARY}.{found}" if found else module_of(name, LIBRARY)
+
+    # -- blocks and threads
+
+    def _blocks(self, s: Stmt) -> list[str]:
+        kind = LoopKind.BLOCK if has_threads(self.kernel) else LoopKind.PARALLEL
+        loops: list[For] = []
+        while isinstance(s, For) and s.kind is kind:
+            loops.append(s)
+            s = s.body
+        extents = [int(n.extent.value) for n in loops if isinstance(n.extent, Const)]
+        assert len(extents) == len(loops), "parallel loops have fixed extents"
+        count = math.prod(extents)
+        if kind is LoopKind.BLOCK:
+            self.blocks = count
+            lines = self._position(loops, extents, f"{self.use('block')}()")
+            return [*lines, *self._statement(s)]
+        self.blocks = max(1, -(-count // THREADS))
+        here = f"t = {self.use('block')}() * {THREADS} + {self.use('thread')}()"
+        lines = self._position(loops, extents, "t")
+        inner = [*lines, *self._statement(s)]
+        return [here, f"if t < {self.number(count)}:", *indent(inner)]
+
+    def _position(self, loops: list[For], extents: list[int], source: str) -> list[str]:
+        """The axes of nested loops, from the number of an iteration."""
+        names = [self.axis(n.axis) for n in loops]
+        if len(names) < 2:
+            return [f"{name} = {source}" for name in names]
+        lines = [f"rest = {source}"]
+        for name, n in zip(names[:0:-1], extents[:0:-1], strict=True):
+            size = self.number(n)
+            lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
+        return [*lines, f"{names[0]} = rest"]
+
+    def _loop(self, s: For) -> list[str]:
+        if s.kind is LoopKind.THREAD:
+            known = s.axis in self.axes
+            name = self.axis(s.axis)
+            start = [] if known else [f"{name} = {self.use('thread')}()"]
+            return [*start, *self._statement(s.body)]
+        if s.kind is LoopKind.VECTOR:
+            return [self._copy(s)]
+        return super()._loop(replace(s, kind=LoopKind.SERIAL))  # NVVM unrolls as it sees fit
+
+    def _statement(self, s: Stmt) -> list[str]:
+        match s:
+            case Barrier():
+                return [f"{self.use('sync')}()"]
+            case Combine():
+                return [self._combine(s)]
+        return super()._statement(s)
+
+    def _combine(self, s: Combine) -> str:
+        name, verb = self.locals[s.buffer.name], COMBINED[s.op]
+        if s.width <= WARP:
+            return f"{name} = {self.use(f'warp_{verb}')}({name}, {s.width})"
+        scratch = self._share(s.buffer.dtype, s.width // WARP)
+        return f"{name} = {self.use(f'block_{verb}')}({name}, {scratch}, 0, {s.width})"
+
+    def _share(self, dtype: DType, count: int) -> str:
+        """Shared memory of its own for some elements, as text."""
+        kind = stored_kind(dtype)
+        found = f"{self.use(f'shared_{kind}')}({self.shared})"
+        self.shared += -(-count * dtype.compute.itemsize // ALIGNMENT) * ALIGNMENT
+        return found
+
+    def _tile(self, s: Tile) -> list[str]:
+        return self._statement(s.meaning)
+
+    # -- buffers
+
+    def _allocate(self, s: Alloc) -> list[str]:
+        b = s.buffer
+        name = self.locals.setdefault(b.name, f"a{len(self.locals)}")
+        shape = b.shape[1:] if b.space is Space.THREAD else b.shape
+        size = max(1, math.prod(shape))
+        if b.space is Space.SHARED:
+            return [f"{name} = {self._share(b.dtype, size)}", *self._statement(s.body)]
+        lines = self._statement(s.body)
+        if shape:
+            lines.insert(0, f"{name} = {self.use(f'stack_{stored_kind(b.dtype)}')}({size})")
+        return lines
+
+    def memory(self, b: Buffer) -> tuple[str, str | None]:
+        return super().memory(b) if b.space is Space.GLOBAL else (self.locals[b.name], None)
+
+    def _of_thread(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[Buffer, tuple[Expr, ...]]:
+        """A thread's own part of a buffer as a local one."""
+        if b.space is Space.THREAD:
+            return replace(b, shape=b.shape[1:], space=Space.LOCAL), index[1:]
+        if b.space is Space.SHARED:
+            return replace(b, space=Space.LOCAL), index
+        return b, index
+
+    def _load(self, b: Buffer, index: tuple[Expr, ...]) -> str:
+        return super()._load(*self._of_thread(b, index))
+
+    def _store(self, b: Buffer, index: tuple[Expr, ...], value: str) -> str:
+        return super()._store(*self._of_thread(b, index), value)
+
+    def _copy(self, s: For) -> str:
+        """A vector from one buffer to another, one of which may be of halves in memory."""
+        assert isinstance(s.body, Store) and isinstance(s.body.value, Load)
+        target, source = s.body, s.body.value
+        assert isinstance(s.extent, Const)
+        count = int(s.extent.value)
+        places = [
+            self._start(*self._of_thread(x.buffer, x.index), s.axis) for x in (target, source)
+        ]
+        function, dtype = "copy_vector", target.buffer.dtype
+        if dtype.compute is not dtype:
+            verb = "store" if target.buffer.space is Space.GLOBAL else "load"
+            function = f"{verb}_vector_{SUFFIX[dtype]}"
+        (to, at), (of, there) = places
+        return f"{self.use(function)}({to}, {at}, {of}, {there}, {count})"
+
+    def _start(self, b: Buffer, index: tuple[Expr, ...], axis: str) -> tuple[str, str]:
+        """The pointer and the offset of a vector's first element."""
+        name, owner = self.memory(b)
+        return name, self.linear(offset(b, index, self.ranges).without(axis), owner)

@@ -1,0 +1,251 @@
+"""What must hold of a kernel whose loops are blocks of threads, besides what holds of any kernel.
+
+* loops over blocks are outermost, each with a fixed extent, and no task is a loop beside them;
+* all loops over threads have one fixed extent, and stand inside no other loop over threads;
+* barriers and combinations stand outside of the loops over threads, so that all threads meet there;
+* an element of a thread's own registers is used by that thread alone;
+* what one thread writes, another reads or writes only after a barrier;
+* what outlives the block is written by threads, and no two write one element;
+* the shared memory of a block fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import NoReturn
+
+from tilewright.errors import VerifyError
+from tilewright.loops.affine import Ranges, simplify_index
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Apply,
+    Barrier,
+    Block,
+    Buffer,
+    Combine,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    LoopKind,
+    Node,
+    Space,
+    Stmt,
+    Store,
+    Tile,
+    Var,
+    rewrite,
+    variables,
+    walk,
+)
+from tilewright.loops.locate import axis_ranges
+from tilewright.loops.scalars import MONOIDS, ScalarOp
+
+WARP = 32
+MAX_THREADS = 1024
+OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
+MAX_SHARED_BYTES = 227 << 10
+
+Element = tuple[Expr, ...]
+
+
+def has_threads(kernel: Kernel) -> bool:
+    """Whether the kernel says what its blocks and threads do."""
+    kinds = (LoopKind.BLOCK, LoopKind.THREAD)
+    return any(isinstance(n, For) and n.kind in kinds for n in walk(kernel.body))
+
+
+def threads_of(kernel: Kernel) -> int:
+    """The threads of a block."""
+    loops = (n for n in walk(kernel.body) if isinstance(n, For) and n.kind is LoopKind.THREAD)
+    first = next(loops, None)
+    return int(first.extent.value) if first and isinstance(first.extent, Const) else 1
+
+
+def shared_bytes(kernel: Kernel) -> int:
+    """The shared memory of a block."""
+    found = (n.buffer for n in walk(kernel.body) if isinstance(n, Alloc))
+    return sum(b.dtype.itemsize * prod(b.shape) for b in found if b.space is Space.SHARED)
+
+
+def verify_threads(kernel: Kernel) -> None:
+    """Raises VerifyError where one of the rules is broken."""
+    _Checker(kernel).run()
+
+
+@dataclass
+class _Phase:
+    """What the threads read and write between two points at which they meet."""
+
+    reads: dict[str, set[Element]] = field(default_factory=dict)
+    writes: dict[str, set[Element]] = field(default_factory=dict)
+
+
+class _Checker:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.threads = threads_of(kernel)
+
+    def fail(self, why: str) -> NoReturn:
+        raise VerifyError(f"{self.kernel.name}: {why}")
+
+    def run(self) -> None:
+        if self.threads % WARP or self.threads > MAX_THREADS:
+            self.fail(f"{self.threads} threads in a block")
+        if (used := shared_bytes(self.kernel)) > MAX_SHARED_BYTES:
+            self.fail(f"{used:,} bytes of shared memory; a block has {MAX_SHARED_BYTES:,}")
+        self.structure(self.kernel.body, outermost=True)
+        self.races()
+
+    # -- which loop may stand where
+
+    def structure(self, s: Stmt, outermost: bool) -> None:
+        match s:
+            case For(kind=LoopKind.BLOCK, body=body):
+                if not outermost or not isinstance(s.extent, Const):
+                    self.fail(f"loop {s.axis} over blocks is not outermost or not fixed")
+                self.structure(body, True)
+            case For(kind=LoopKind.PARALLEL):
+                self.fail(f"loop {s.axis} over tasks in a kernel of threads")
+            case For(kind=LoopKind.THREAD):
+                if s.extent != Const(self.threads, s.extent.dtype):  # type: ignore[union-attr]
+                    self.fail(f"loop {s.axis} is not over all {self.threads} threads")
+                self.inside(s)
+            case For(body=body) | If(body=body) | Alloc(body=body):
+                self.structure(body, False)
+            case Block(stmts=stmts):
+                for t in stmts:
+                    self.structure(t, False)
+            case Combine(buffer=b, op=op, width=width):
+                if b.space is not Space.THREAD or b.shape != (self.threads,) or op not in MONOIDS:
+                    self.fail(f"{b.name} cannot be combined by {op.name}")
+                if width < 1 or self.threads % width or (width < WARP and WARP % width):
+                    self.fail(f"{width} threads of {self.threads} are combined")
+            case Store(buffer=b) | Accumulate(buffer=b):
+                if b.space is not Space.LOCAL:
+                    self.fail(f"{b.name} is written outside of the threads")
+            case Tile() | Barrier():
+                pass
+
+    def inside(self, loop: For) -> None:
+        """The body of a loop over threads."""
+        for n in walk(loop.body):
+            if isinstance(n, (Barrier, Combine)):
+                self.fail("some threads might not come to a place where all must meet")
+            if isinstance(n, For) and n.kind in OTHER_THREADS:
+                self.fail(f"loop {n.axis} over {n.kind.value}s inside of the threads")
+            own = not isinstance(n, (Load, Store, Accumulate)) or n.buffer.space is not Space.THREAD
+            if not own and n.index[0] != Var(loop.axis):  # type: ignore[union-attr]
+                self.fail(f"{n.buffer.name} of another thread is used")  # type: ignore[union-attr]
+        self.apart(loop.body, loop.axis, frozenset())
+
+    def apart(self, s: Stmt, thread: str, local: frozenset[str]) -> None:
+        """Whether no two threads write one element of a buffer that they share."""
+        match s:
+            case If(condition=c, body=body):
+                if not _chooses_one(c, thread):
+                    self.apart(body, thread, local)
+            case Alloc(buffer=b, body=body):
+                self.apart(body, thread, local | {b.name})
+            case For(body=body):
+                self.apart(body, thread, local)
+            case Block(stmts=stmts):
+                for t in stmts:
+                    self.apart(t, thread, local)
+            case Store(buffer=b, index=index) | Accumulate(buffer=b, index=index):
+                if b.space is Space.LOCAL and b.name not in local:
+                    self.fail(f"{b.name} is not of one thread")
+                if b.space is not Space.LOCAL and not any(thread in variables(i) for i in index):
+                    self.fail(f"all threads write one element of {b.name}")
+            case _:
+                pass
+
+    # -- what needs a barrier in between
+
+    def races(self) -> None:
+        seen: list[_Phase] = []
+        for phase in _phases(self.kernel.body, axis_ranges(self.kernel.body)):
+            if phase is None:
+                seen = []
+                continue
+            for before in (*seen, phase):
+                self.compare(before, phase)
+            seen.append(phase)
+
+    def compare(self, before: _Phase, after: _Phase) -> None:
+        for name, places in before.writes.items():
+            for touched in (after.reads, after.writes):
+                if name in touched and not _same(places, touched[name]):
+                    self.fail(f"{name} is used again without a barrier")
+        for name, places in before.reads.items():
+            if name in after.writes and not _same(places, after.writes[name]):
+                self.fail(f"{name} is overwritten without a barrier")
+
+
+def _chooses_one(condition: Expr, thread: str) -> bool:
+    """Whether at most one thread of those that share an element goes on."""
+    return any(
+        isinstance(n, Apply) and n.op is ScalarOp.EQ and thread in variables(n)
+        for n in walk(condition)
+    )
+
+
+def _same(a: set[Element], b: set[Element]) -> bool:
+    """Whether all accesses of a thread are to its own element."""
+    return len(a | b) == 1
+
+
+def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
+    """What happens in order, None for a barrier; a loop's body twice, because its end meets its
+    beginning."""
+    match s:
+        case Barrier():
+            yield None
+        case For(kind=LoopKind.THREAD):
+            yield _phase(s, ranges)
+        case For(kind=LoopKind.SERIAL | LoopKind.UNROLLED, body=body):
+            yield from _phases(body, ranges)
+            yield from _phases(body, ranges)
+        case For(body=body) | If(body=body) | Alloc(body=body):
+            yield from _phases(body, ranges)
+        case Block(stmts=stmts):
+            for t in stmts:
+                yield from _phases(t, ranges)
+
+
+def _phase(loop: For, ranges: Ranges) -> _Phase:
+    phase = _Phase()
+    names = _Names()
+    for n in walk(loop):
+        if isinstance(n, For):
+            names.number(n.axis)
+        if isinstance(n, (Load, Store, Accumulate)) and _is_common(n.buffer):
+            kind = phase.reads if isinstance(n, Load) else phase.writes
+            place = (names.plain(simplify_index(i, ranges)) for i in n.index)
+            kind.setdefault(n.buffer.name, set()).add(tuple(place))
+    return phase
+
+
+def _is_common(b: Buffer) -> bool:
+    return b.space in (Space.SHARED, Space.GLOBAL)
+
+
+class _Names:
+    """Axes by the order in which their loops begin, so that equal loops have equal places."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Expr] = {}
+
+    def number(self, axis: str) -> None:
+        self.known[axis] = Var(f"axis {len(self.known)}")
+
+    def plain(self, e: Expr) -> Expr:
+        def rule(n: Node) -> Node | None:
+            return self.known.get(n.name) if isinstance(n, Var) else None
+
+        return rewrite(e, rule)  # type: ignore[return-value]

@@ -1,0 +1,47 @@
+"""A kernel under scheduling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilewright.errors import ScheduleError
+from tilewright.loops.ir import Const, Kernel
+from tilewright.loops.locate import find_loop, outer_loops
+from tilewright.schedule.directives import Bind, Directive, Merge, schedule
+
+
+class Builder:
+    """A kernel under scheduling: `attempt` applies a directive if it is legal."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def attempt(self, directive: Directive) -> bool:
+        try:
+            self.kernel = schedule(self.kernel, (directive,))
+        except ScheduleError:
+            return False
+        return True
+
+    @property
+    def axes(self) -> list[str]:
+        return [n.axis for n in outer_loops(self.kernel.body)]
+
+    def extent(self, axis: str) -> int:
+        found = find_loop(self.kernel, axis)
+        return int(found.extent.value) if found and isinstance(found.extent, Const) else 1
+
+    def merge_all(self, keep: Callable[[str], bool] = lambda axis: True) -> None:
+        """Merge neighbouring outer loops wherever that is legal, innermost first."""
+        k = len(self.axes) - 2
+        while k >= 0:
+            outer, inner = self.axes[k], self.axes[k + 1]
+            if keep(inner):
+                self.attempt(Merge(outer, inner))
+            k -= 1
+
+    def bind(self, axes: list[str]) -> None:
+        """Run as many of these loops as tasks as may be, outermost first."""
+        for axis in axes:
+            if not self.attempt(Bind(axis)):
+                return
