@@ -130,7 +130,7 @@ def _parts(t: Compute) -> Compute | None:
     time otherwise, or where few neighbours are summed and lines of memory lie in between."""
     assert t.reduction is not None
     summed, steps = prod(n for _, n in t.reduction.axes), _steps(t)
-    if t.size * summed < MIN_WORK or not steps or t.exact:
+    if t.size * summed < MIN_WORK or not steps or t.exact or _is_product(t):
         return None
     near, width = _neighbours(t, steps)
     across = lies_across(t) or near
@@ -156,6 +156,14 @@ def _parts(t: Compute) -> Compute | None:
         channels_last=False,
     )
     return replace(parts, body=simplify_loads(parts.body, ranges_of(parts)))
+
+
+def _is_product(t: Compute) -> bool:
+    """Whether t sums products of two tensors: kernels for these cut the results, not the sums."""
+    match t.body:
+        case Apply(op=ScalarOp.MUL, args=(Load(buffer=a), Load(buffer=b))):
+            return a.name != b.name
+    return False
 
 
 def _count(extent: int) -> int:
