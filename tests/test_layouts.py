@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 import tilewright
 from tilewright.runtime.model import CompiledModel
@@ -53,3 +53,24 @@ def test_few_columns_of_constants_are_on_tiles(rows: int, columns: int) -> None:
     np.testing.assert_allclose(model.run({"x": x})["y"], x @ weight, rtol=1e-4, atol=1e-4)
     whole = rows * columns * 50 >= 256
     assert any("matmul" in k.source for k in model.kernels if "Pack" not in k.name) == whole
+
+
+def test_padded_images_of_bytes_keep_their_order() -> None:
+    rng = np.random.default_rng(0)
+    model = parser.parse_model(
+        HEADER + "g (uint8[1,256,16,16] x, int8[8,256,3,3] w) => (int32[1,8,16,16] y)"
+        "{ y = ConvInteger<pads = [8,8,8,8], dilations = [8,8]>(x, w) }"
+    )
+    x = rng.integers(0, 256, (1, 256, 16, 16), np.uint8)
+    w = rng.integers(-128, 128, (8, 256, 3, 3), np.int8)
+    model.graph.initializer.append(numpy_helper.from_array(w, "w"))
+    del model.graph.input[1]
+    padded = np.pad(x.astype(np.int32), ((0, 0), (0, 0), (8, 8), (8, 8)))
+    want = sum(
+        np.einsum(
+            "oc,nchw->nohw", w[:, :, i, j].astype(np.int32), padded[:, :, r : r + 16, s : s + 16]
+        )
+        for i, r in enumerate((0, 8, 16))
+        for j, s in enumerate((0, 8, 16))
+    )
+    np.testing.assert_array_equal(tilewright.compile(model, threads=1).run({"x": x})["y"], want)

@@ -160,8 +160,10 @@ class _Inliner:
         if not isinstance(consumer, Compute) or consumer.rank != t.rank:
             return False
         product = find_contraction(consumer) if consumer.channels_last else None
-        reads = product is not None and product.a.load.buffer.name == t.name
-        return reads or consumer.name in found
+        if product is None or product.a.load.buffer.name != t.name:
+            return consumer.name in found
+        channel = product.a.load.index[1]
+        return isinstance(channel, Var) and channel.name in product.depth
 
     def _visit(self, t: Compute) -> Compute:
         return self._lay_out(self._inline_into(t))
