@@ -94,7 +94,10 @@ def taken_apart(t: Compute) -> Compute:
 
 
 def _is_sum(t: Compute) -> bool:
-    return t.reduction is not None and not isinstance(t, WinogradCompute) and t.size > 0
+    """Whether t is a sum or product; extremes have a pass of their own."""
+    if t.reduction is None or isinstance(t, WinogradCompute):
+        return False
+    return t.size > 0 and t.reduction.op in (ScalarOp.ADD, ScalarOp.MUL)
 
 
 def _edges(body: Expr, axis: str, extent: int) -> list[int]:
