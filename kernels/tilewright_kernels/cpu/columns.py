@@ -19,7 +19,7 @@ from tilewright_kernels.cpu import plain
 from tilewright_kernels.cpu.intrinsics import intrinsic, literal_intrinsic
 from tilewright_kernels.cpu.tile import Tile, pack, unpack
 from tilewright_kernels.cpu.values import Number
-from tilewright_kernels.cpu.vectors import fma, free_registers, load_vector, splat, word
+from tilewright_kernels.cpu.vectors import fma, free_registers, load_vector, prefetch, splat, word
 from tilewright_kernels.cpu.window import Window, merge
 
 Step = Callable[[Any, Any, Any, Any], Any]  # builder, old, element, factor or None
@@ -61,12 +61,17 @@ def _least(builder: Any, old: Any, element: Any, factor: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Stepper:
-    """One step of a reduction; `factors` points to the row that all rows share, or is None."""
+    """One step of a reduction; `factors` points to the row that all rows share, or is None.
+
+    `ahead` is the distance to the next tile: what lies there is asked for. Pooling reads every
+    element about once, by strides that processors do not foresee; products read theirs again.
+    """
 
     builder: Any
     tile: Tile
     step: Step
     factors: Any
+    ahead: Any = None
 
     def shared(self) -> list[Any]:
         return [
@@ -83,6 +88,8 @@ class _Stepper:
         results = []
         for place, register, factor in zip(self.places, old, shared, strict=True):
             element = load_vector(self.builder, pointer, self.tile.vector, place)
+            if self.ahead is not None:
+                prefetch(self.builder, pointer, self.builder.add(self.ahead, place))
             results.append(self.step(self.builder, register, element, factor))
         return results
 
@@ -127,7 +134,8 @@ def _plain(step: Step, factored: bool) -> Any:
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         tile, x, row_stride, *factors = values
         kind = signature.args[0]
-        stepper = _Stepper(builder, kind, step, factors[0] if factors else None)
+        ahead = None if factors else builder.mul(row_stride, word(kind.rows))
+        stepper = _Stepper(builder, kind, step, factors[0] if factors else None, ahead)
         rows = [builder.gep(x, [builder.mul(row_stride, word(r))]) for r in range(kind.rows)]
         return pack(builder, stepper.rows(rows, unpack(builder, tile)))
 
@@ -152,7 +160,8 @@ def _windowed(step: Step, factored: bool) -> Any:
         tile, x, inside, first, along, columns, stride, *factors = values
         kind = signature.args[0]
         window = Window(builder, kind, x, first, along, columns, stride)
-        stepper = _Stepper(builder, kind, step, factors[0] if factors else None)
+        ahead = None if factors else window.distance(kind.rows)
+        stepper = _Stepper(builder, kind, step, factors[0] if factors else None, ahead)
 
         def plain(old: Sequence[Any]) -> list[Any]:
             return stepper.rows(window.pointers(), old)

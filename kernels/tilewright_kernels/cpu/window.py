@@ -42,6 +42,11 @@ class Window:
     def pointer(self, column: Any) -> Any:
         return self.builder.gep(self.row, [self.builder.mul(column, self.column_stride)])
 
+    def distance(self, rows: int) -> Any:
+        """Elements between the first column and that of a row so much further."""
+        columns = self.builder.mul(self.step, word(rows))
+        return self.builder.mul(columns, self.column_stride)
+
     def pointers(self) -> list[Any]:
         return [self.pointer(self.column(r)) for r in range(self.tile.rows)]
 
