@@ -441,3 +441,22 @@ def test_large_weights_are_cycled() -> None:
     size = 4 * 768 * 768
     assert gemm.copies(768, 768) * size >= gemm.CYCLED_BYTES > size
     assert compare.OURS in process.LOADERS
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_lines_of_json_say_the_same(value: object) -> None:
+    assert json.loads(cli.json_lines(value)) == value
+
+
+def test_a_line_to_each_row() -> None:
+    assert cli.json_lines([{"a": 1, "b": [2]}, {}]) == '[\n {\n  "a": 1,\n  "b": [2]\n },\n {}\n]'

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tilewright.errors import InputError, TilewrightError
 from tilewright.explore import doctor, gemm, many
@@ -183,11 +184,23 @@ def report(found: Rows, arguments: argparse.Namespace, screen: Screen) -> None:
 def write_json(found: Rows | list[gemm.Products], path: str | None) -> None:
     """Into a file, or to the output."""
     if path is not None:
-        text = json.dumps(as_data(found), indent=None if path == "-" else 1, allow_nan=False)
+        data = as_data(found)
         if path == "-":
-            print(text)
+            print(json.dumps(data, allow_nan=False))
         else:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            Path(path).write_text(json_lines(data) + "\n", encoding="utf-8")
+
+
+def json_lines(data: Any, margin: str = "") -> str:
+    """JSON with a line to each list or object that holds no others: short, and it diffs well."""
+    inner = list(data.values()) if isinstance(data, dict) else data
+    if not isinstance(inner, list) or not any(isinstance(x, (list, dict)) for x in inner):
+        return json.dumps(data, allow_nan=False)
+    deeper = margin + " "
+    names = [f"{json.dumps(k)}: " for k in data] if isinstance(data, dict) else [""] * len(inner)
+    rows = [deeper + n + json_lines(x, deeper) for n, x in zip(names, inner, strict=True)]
+    begin, end = "{}" if isinstance(data, dict) else "[]"
+    return ",\n".join([begin + "\n" + rows[0], *rows[1:]]) + f"\n{margin}{end}"
 
 
 def show(found: Comparison, right: bool, screen: Screen) -> None:
