@@ -19,14 +19,16 @@ from tilewright_kernels.cpu.integers import (
     quotient_of,
     remainder_of,
 )
-from tilewright_kernels.cuda.intrinsics import I64, intrinsic, pointer_to
+from tilewright_kernels.cuda.intrinsics import I64, global_address, intrinsic, pointer_to
+from tilewright_kernels.cuda.pointers import reduce_into
 
 ERRORS = pointer_to(types.int64)
 
 
 def _report_if(builder: Any, failed: Any, errors: Any, code: Any) -> None:
     with builder.if_then(failed, likely=False):
-        builder.atomic_rmw("umax", errors, code, "monotonic")
+        place = global_address(builder, errors, I64(0))
+        reduce_into(builder, "max", "u64", place, code)
 
 
 @intrinsic

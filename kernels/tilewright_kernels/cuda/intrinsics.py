@@ -19,7 +19,7 @@ __all__ = ["F32", "F64", "I16", "I32", "I64", "I8", "pointer_to"]
 
 Meaning = Callable[..., Any]
 VOID = ir.VoidType()
-SHARED = 3  # the address space of shared memory
+GLOBAL, SHARED = 1, 3  # address spaces
 
 
 def intrinsic(define: Definition) -> Any:
@@ -103,3 +103,9 @@ def shared_address(builder: Any, pointer: Any, index: Any) -> Any:
     """The address of an element in shared memory, as the 32 bits that PTX takes for it."""
     place = builder.bitcast(element(builder, pointer, index), I8.as_pointer())
     return builder.ptrtoint(builder.addrspacecast(place, I8.as_pointer(SHARED)), I32)
+
+
+def global_address(builder: Any, pointer: Any, index: Any) -> Any:
+    """The address of an element in global memory, as the 64 bits that PTX takes for it."""
+    place = builder.bitcast(element(builder, pointer, index), I8.as_pointer())
+    return builder.ptrtoint(builder.addrspacecast(place, I8.as_pointer(GLOBAL)), I64)

@@ -20,6 +20,7 @@ from tilewright_kernels.cuda.intrinsics import (
     I16,
     I32,
     element,
+    global_address,
     intrinsic,
     literal_intrinsic,
     meaning,
@@ -193,7 +194,7 @@ def copy_async(typing: Any, target: Any, j: Any, source: Any, i: Any, count: Any
     size = _async_bytes(source, count)
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        places = shared_address(builder, *values[:2]), element(builder, *values[2:4])
+        places = shared_address(builder, *values[:2]), global_address(builder, *values[2:4])
         ptx(builder, _async_text(size) + ";", [], places, memory=True)
         return context.get_dummy_value()
 
@@ -215,7 +216,7 @@ def copy_async_filled(
     item = source.dtype.bitwidth // 8
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        places = shared_address(builder, *values[:2]), element(builder, *values[2:4])
+        places = shared_address(builder, *values[:2]), global_address(builder, *values[2:4])
         valid_bytes = builder.mul(builder.trunc(values[5], I32), ir.Constant(I32, item))
         ptx(builder, _async_text(size) + ", $2;", [], [*places, valid_bytes], memory=True)
         return context.get_dummy_value()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.errors import TypingError
 
 from tilewright_kernels.cpu import pointers as cpu
 from tilewright_kernels.cuda import halves
@@ -20,6 +21,7 @@ from tilewright_kernels.cuda.intrinsics import (
     I8,
     SHARED,
     element,
+    global_address,
     intrinsic,
     literal_intrinsic,
     meaning,
@@ -124,36 +126,31 @@ load_bf16 = _half_load(halves.decode_bf16, halves.from_bf16)
 store_f16 = _half_store(halves.encode_f16, halves.as_f16)
 store_bf16 = _half_store(halves.encode_bf16, halves.as_bf16)
 
-ATOMIC_FLOATS = {types.float32: "f32", types.float64: "f64"}
+
+def reduce_into(builder: Any, operation: str, kind: str, place: Any, value: Any) -> None:
+    """What lies at `place`, a global address, becomes the operation of itself and `value`."""
+    ptx(builder, f"red.global.{operation}.{kind} [$0], $1;", [], [place, value], memory=True)
 
 
-def _atomic_add_meaning(pointer: Any, index: int, value: Any) -> None:
-    pointer[index] += value
+def _kind(dtype: Any) -> str:
+    """A type of 32 or 64 bits as PTX spells it."""
+    if isinstance(dtype, types.Float):
+        return f"f{dtype.bitwidth}"
+    return f"{'s' if dtype.signed else 'u'}{dtype.bitwidth}"
 
 
-@meaning(_atomic_add_meaning)
-@intrinsic
-def atomic_add(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
-    """Adds to an element that other threads add to; of floats the order, so the result, varies."""
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = element(builder, *values[:2])
-        if value in ATOMIC_FLOATS:
-            text = f"atom.add.{ATOMIC_FLOATS[value]} $0, [$1], $2;"
-            ptx(builder, text, [values[2].type], [place, values[2]], memory=True)
-        else:
-            builder.atomic_rmw("add", place, values[2], "monotonic")
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.int64, value), emit
-
-
-def _atomic_order(name: str, python: Any) -> Any:
+def _atomic(operation: str, python: Any) -> Any:
     @intrinsic
     def function(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
+        if pointer.dtype != value or value.bitwidth < 32:
+            raise TypingError(f"an indivisible {operation} of {value} into {pointer.dtype}")
+        kind = _kind(value)
+        if (operation, kind) == ("add", "s64"):
+            kind = "u64"  # the sum has the same bits, and only this exists
+
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            operation = name if value.signed else f"u{name}"
-            builder.atomic_rmw(operation, element(builder, *values[:2]), values[2], "monotonic")
+            place = global_address(builder, *values[:2])
+            reduce_into(builder, operation, kind, place, values[2])
             return context.get_dummy_value()
 
         return types.void(pointer, types.int64, value), emit
@@ -164,5 +161,7 @@ def _atomic_order(name: str, python: Any) -> Any:
     return meaning(mean)(function)
 
 
-# Of integers of 32 and 64 bits.
-atomic_maximum, atomic_minimum = _atomic_order("max", max), _atomic_order("min", min)
+# atomic_add(p, i, value): p[i], in global memory, where other threads update it too. Of floats only `add` exists, and
+# its result varies with the order.
+atomic_add = _atomic("add", lambda old, value: old + value)
+atomic_maximum, atomic_minimum = _atomic("max", max), _atomic("min", min)
