@@ -19,6 +19,7 @@ from tilewright.errors import DeviceError
 INSTALL = 'pip install "tilewright[cuda]"'
 LEAST_DRIVER = (13, 0)  # the CUDA version that a driver must know
 DRIVER_RELEASE = "580"
+NUMBA_CUDA_SERIES = "0.30."  # kernels are compiled with its inner parts
 LEAST_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16, max.NaN
 
 NUMBA_CUDA, BINDINGS, NVVM, NVJITLINK = "numba-cuda", "cuda-bindings", "libnvvm", "nvJitLink"
@@ -113,7 +114,11 @@ def _library(name: str, version: Callable[[], str]) -> Part:
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of an error from a library."""
+    """The first line of an error from a library, or what it means."""
+    if isinstance(error, (ModuleNotFoundError, importlib.metadata.PackageNotFoundError)):
+        return f"{error.name} is not installed"
+    if type(error).__name__.startswith("DynamicLib"):  # of cuda.pathfinder, which may be absent
+        return "its library is not found"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
@@ -136,10 +141,13 @@ def _nvjitlink_version() -> str:
 
 
 def _numba_cuda_version() -> str:
+    found = importlib.metadata.version("numba-cuda")  # first: Numba alone has a `numba.cuda` too
+    if not found.startswith(NUMBA_CUDA_SERIES):
+        raise DeviceError(f"version {found} is here, {NUMBA_CUDA_SERIES}* is needed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("numba.cuda.compiler")
-    return importlib.metadata.version("numba-cuda")
+    return found
 
 
 def library_version(wheel: str, library: str) -> str:
