@@ -121,8 +121,17 @@ def _function(text: str, symbol: str) -> Callable[..., None]:
 
 
 def _ptx(modules: Sequence[str], architecture: str) -> str:
-    arch = architecture.replace("sm_", "compute_")
-    code: bytes = nvvm.compile_ir(list(modules), arch=arch, **NVVM_OPTIONS)
+    unit = nvvm.CompilationUnit(
+        NVVM_OPTIONS | {"arch": architecture.replace("sm_", "compute_")}
+    )
+    try:
+        for module in modules:
+            unit.add_module(nvvm.llvm_replace(module).encode())
+        unit.verify()
+        unit.lazy_add_module(nvvm.LibDevice().get())  # after the check, which it does not pass
+        code: bytes = unit.compile()
+    except Exception as error:
+        raise RuntimeError(f"{error}: {unit.get_log()}") from error
     return ENVIRONMENT.sub("", code.decode().strip("\0").strip() + "\n")
 
 
