@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from cuda_harness import ARCHITECTURES, compiled, instructions, needs_sass, source_of, uses
 
+from cuda_harness import ARCHITECTURES, compiled, instructions, needs_sass, source_of, uses
 from tilewright.dtypes import DType
 
 F32, F64, F16, BF16 = DType.F32, DType.F64, DType.F16, DType.BF16

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-
 from collections.abc import Mapping
 
 from tilewright.errors import CompileError

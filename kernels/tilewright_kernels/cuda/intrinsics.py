@@ -15,7 +15,7 @@ from numba.cuda.extending import _intrinsic as numba_intrinsic
 from tilewright_kernels.cpu.intrinsics import Definition, pointer_to
 from tilewright_kernels.cpu.values import F32, F64, I8, I16, I32, I64
 
-__all__ = ["F32", "F64", "I16", "I32", "I64", "I8", "pointer_to"]
+__all__ = ["F32", "F64", "I8", "I16", "I32", "I64", "pointer_to"]
 
 Meaning = Callable[..., Any]
 VOID = ir.VoidType()

@@ -77,7 +77,8 @@ def _copy(constant: bool) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             dtype = context.get_data_type(source.dtype)
             vector = _vector_type(dtype, count.literal_value)
-            store(builder, *values[:2], load(builder, *values[2:4], vector, constant))
+            to, at, of, there = values[:4]
+            store(builder, to, at, load(builder, of, there, vector, constant))
             return context.get_dummy_value()
 
         return types.void(target, types.int64, source, types.int64, count), emit
@@ -96,7 +97,8 @@ def load_constant(typing: Any, source: Any, i: Any) -> Any:
     """source[i], of memory that no thread writes to while the kernel runs."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return load(builder, *values, context.get_data_type(source.dtype), constant=True)
+        dtype = context.get_data_type(source.dtype)
+        return load(builder, values[0], values[1], dtype, constant=True)
 
     return source.dtype(source, types.int64), emit
 
@@ -130,7 +132,8 @@ def _load_halves(kind: str, python: Any) -> Any:
         n = _even(count)
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            words = _words(builder, load(builder, *values[2:4], _vector_type(I16, n)))
+            vector = load(builder, values[2], values[3], _vector_type(I16, n))
+            words = _words(builder, vector)
             for k, word in enumerate(words):
                 for m, single in enumerate(halves.decode_pair(builder, kind, word)):
                     at = builder.add(values[1], ir.Constant(values[1].type, 2 * k + m))
@@ -157,7 +160,7 @@ def _store_halves(kind: str, python: Any) -> Any:
 
             pairs = [(single(k), single(k + 1)) for k in range(0, n, 2)]
             words = [halves.encode_pair(builder, kind, *pair) for pair in pairs]
-            store(builder, *values[:2], _joined(builder, words))
+            store(builder, values[0], values[1], _joined(builder, words))
             return context.get_dummy_value()
 
         return types.void(target, types.int64, source, types.int64, count), emit

@@ -125,10 +125,11 @@ def _mma(product: Product) -> Any:
             raise TypingError(f"fragments of {c.dtype}, {a.dtype} and {b.dtype}")
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            sums = _read(builder, *values[:2], 4)
-            words = [*_read(builder, *values[2:4], 4), *_read(builder, *values[4:], 2)]
+            sums = _read(builder, values[0], values[1], 4)
+            left = _read(builder, values[2], values[3], 4)
+            words = [*left, *_read(builder, values[4], values[5], 2)]
             found = ptx(builder, product.text, [llvm_type] * 4, [*words, *sums], together=True)
-            _write(builder, *values[:2], found)
+            _write(builder, values[0], values[1], found)
             return context.get_dummy_value()
 
         i64 = types.int64
@@ -173,7 +174,7 @@ def _load_matrices(count: int, transposed: bool) -> Any:
             text = f"{head} {registers(0, count)}, [${count}];"
             place = shared_address(builder, *values[2:])
             words = ptx(builder, text, [I32] * count, [place], memory=True, together=True)
-            _write(builder, *values[:2], words)
+            _write(builder, values[0], values[1], words)
             return context.get_dummy_value()
 
         return types.void(target, types.int64, source, types.int64), emit

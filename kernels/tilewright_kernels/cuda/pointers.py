@@ -161,7 +161,7 @@ def _atomic(operation: str, python: Any) -> Any:
     return meaning(mean)(function)
 
 
-# atomic_add(p, i, value): p[i], in global memory, where other threads update it too. Of floats only `add` exists, and
-# its result varies with the order.
+# atomic_add(p, i, value): p[i], in global memory, where other threads update it too. Of floats
+# only `add` exists; its result varies with the order, and it takes denormal float32 as 0.
 atomic_add = _atomic("add", lambda old, value: old + value)
 atomic_maximum, atomic_minimum = _atomic("max", max), _atomic("min", min)

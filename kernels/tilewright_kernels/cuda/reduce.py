@@ -96,7 +96,7 @@ def _block(combine: Combine, python: Any) -> Any:
             own = across(builder, value, combine, values[0], LANES)
             if count == LANES:
                 return own
-            shares = _gathered(builder, own, *values[1:3], count // LANES)
+            shares = _gathered(builder, own, values[1], values[2], count // LANES)
             return reduce(lambda a, b: combine(builder, value, a, b), shares)
 
         i64 = types.int64

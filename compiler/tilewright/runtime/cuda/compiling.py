@@ -11,11 +11,12 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from cuda.bindings import nvjitlink
+from numba import types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.cuda import types
 from numba.cuda.compiler import compile_cuda, kernel_fixup
 from numba.cuda.cudadrv import nvvm
 
@@ -83,7 +84,7 @@ def compile_and_time(source: KernelSource, symbol: str) -> tuple[CompiledKernel,
         message = f"a generated kernel did not compile for {source.architecture}: {reason}"
         raise CompileError(f"{message}\n\n{source.text}") from error
     marks.append(time.perf_counter())
-    times = Times(*(b - a for a, b in zip(marks, marks[1:])))
+    times = Times(*(b - a for a, b in pairwise(marks)))
     return CompiledKernel(symbol, cubin, ptx, usage_of(log)), times
 
 
@@ -121,9 +122,7 @@ def _function(text: str, symbol: str) -> Callable[..., None]:
 
 
 def _ptx(modules: Sequence[str], architecture: str) -> str:
-    unit = nvvm.CompilationUnit(
-        NVVM_OPTIONS | {"arch": architecture.replace("sm_", "compute_")}
-    )
+    unit = nvvm.CompilationUnit(NVVM_OPTIONS | {"arch": architecture.replace("sm_", "compute_")})
     try:
         for module in modules:
             unit.add_module(nvvm.llvm_replace(module).encode())

@@ -6,11 +6,11 @@ gets a DeviceError that names it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,17 @@ def find_toolchain() -> Toolchain:
     return Toolchain((*found, driver, device, _disassembler()), tuple(gpus))
 
 
-def _library(name: str, version: Callable[[], str]) -> Part:
+def _library(name: str, version_of: Callable[[], str]) -> Part:
     """A part of the wheels: there if it can say its version."""
     try:
-        return Part(name, version())
+        return Part(name, version_of())
     except Exception as error:  # an import, a shared library or a symbol that is not there
         return Part(name, problem=_reason(error), remedy=f"Install it with {INSTALL}")
 
 
 def _reason(error: BaseException) -> str:
     """The first line of an error from a library, or what it means."""
-    if isinstance(error, (ModuleNotFoundError, importlib.metadata.PackageNotFoundError)):
+    if isinstance(error, (ModuleNotFoundError, PackageNotFoundError)):
         return f"{error.name} is not installed"
     if type(error).__name__.startswith("DynamicLib"):  # of cuda.pathfinder, which may be absent
         return "its library is not found"
@@ -124,38 +124,38 @@ def _reason(error: BaseException) -> str:
 
 
 def _bindings_version() -> str:
-    importlib.import_module("cuda.bindings.driver")
-    return importlib.metadata.version("cuda-bindings")
+    import_module("cuda.bindings.driver")
+    return version("cuda-bindings")
 
 
 def _nvvm_version() -> str:
-    nvvm: Any = importlib.import_module("cuda.bindings.nvvm")
+    nvvm: Any = import_module("cuda.bindings.nvvm")
     nvvm.version()  # loads the library
     return library_version("nvidia-nvvm", "nvvm")
 
 
 def _nvjitlink_version() -> str:
-    nvjitlink: Any = importlib.import_module("cuda.bindings.nvjitlink")
+    nvjitlink: Any = import_module("cuda.bindings.nvjitlink")
     nvjitlink.version()
     return library_version("nvidia-nvjitlink", "nvJitLink")
 
 
 def _numba_cuda_version() -> str:
-    found = importlib.metadata.version("numba-cuda")  # first: Numba alone has a `numba.cuda` too
+    found = version("numba-cuda")  # first: Numba alone has a `numba.cuda` too
     if not found.startswith(NUMBA_CUDA_SERIES):
         raise DeviceError(f"version {found} is here, {NUMBA_CUDA_SERIES}* is needed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        importlib.import_module("numba.cuda.compiler")
+        import_module("numba.cuda.compiler")
     return found
 
 
 def library_version(wheel: str, library: str) -> str:
     """The wheel's version; of a library that came otherwise, its path, size and time."""
     try:
-        return importlib.metadata.version(wheel)
-    except importlib.metadata.PackageNotFoundError:
-        pathfinder: Any = importlib.import_module("cuda.pathfinder")
+        return version(wheel)
+    except PackageNotFoundError:
+        pathfinder: Any = import_module("cuda.pathfinder")
         path = Path(pathfinder.load_nvidia_dynamic_lib(library).abs_path)
         status = path.stat()
         return f"{path} ({status.st_size} bytes, {status.st_mtime_ns})"
@@ -164,24 +164,24 @@ def library_version(wheel: str, library: str) -> str:
 def _driver_and_devices() -> tuple[Part, list[Gpu]]:
     remedy = f"Install an NVIDIA driver of release {DRIVER_RELEASE} or newer"
     try:
-        driver: Any = importlib.import_module("cuda.bindings.driver")
+        driver: Any = import_module("cuda.bindings.driver")
     except ImportError as error:
         # Without the bindings nobody can tell whether there is a driver.
         return Part(DRIVER, problem=f"not known: {_reason(error)}", remedy=remedy), []
     try:
-        version = _checked(driver, driver.cuDriverGetVersion())
-        if (version // 1000, version % 1000 // 10) < LEAST_DRIVER:
-            problem = f"it knows CUDA {_dotted(version)}, older than {LEAST_DRIVER[0]}.0"
+        known = _checked(driver, driver.cuDriverGetVersion())
+        if (known // 1000, known % 1000 // 10) < LEAST_DRIVER:
+            problem = f"it knows CUDA {_dotted(known)}, older than {LEAST_DRIVER[0]}.0"
             return Part(DRIVER, problem=problem, remedy=remedy), []
         _checked(driver, driver.cuInit(0))
         count = _checked(driver, driver.cuDeviceGetCount())
-        return Part(DRIVER, f"CUDA {_dotted(version)}"), [_gpu(driver, k) for k in range(count)]
+        return Part(DRIVER, f"CUDA {_dotted(known)}"), [_gpu(driver, k) for k in range(count)]
     except Exception as error:  # no library, no permission, no device
         return Part(DRIVER, problem=_reason(error), remedy=remedy), []
 
 
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
+def _dotted(known: int) -> str:
+    return f"{known // 1000}.{known % 1000 // 10}"
 
 
 def _checked(driver: Any, answer: tuple[Any, ...]) -> Any:
@@ -233,7 +233,7 @@ def _disassembler() -> Part:
 def disassembler_path() -> str | None:
     """Where nvdisasm is, in the wheels or in a toolkit."""
     try:
-        pathfinder: Any = importlib.import_module("cuda.pathfinder")
+        pathfinder: Any = import_module("cuda.pathfinder")
         found = pathfinder.find_nvidia_binary_utility("nvdisasm")
     except Exception:  # an older pathfinder does not know the name
         return None
