@@ -100,7 +100,7 @@ to_bool = _conversion(types.boolean)
 def _to_be_halved(builder: Any, value: Any, source: Any) -> Any:
     """A float32 that rounds to the half that `value` rounds to."""
     if source == types.float64:
-        return halves.narrow_to_odd(builder, value)
+        return halves.narrow_to_odd(Number(builder, value)).value
     return cast(builder, value, source, types.float32)
 
 

@@ -15,6 +15,7 @@ from tilewright_kernels.cpu import casts as cpu
 from tilewright_kernels.cpu.casts import FLOATS, cast
 from tilewright_kernels.cuda import halves
 from tilewright_kernels.cuda.intrinsics import I32, I64, intrinsic, ptx, shared
+from tilewright_kernels.cuda.math import DeviceNumber
 
 
 def _to_nearest_integer(builder: Any, value: Any, source: Any, target: Any) -> Any:
@@ -58,7 +59,7 @@ to_bool, select = shared(cpu.to_bool), shared(cpu.select)
 def _to_be_halved(builder: Any, value: Any, source: Any) -> Any:
     """A float32 that rounds to the half that `value` rounds to."""
     if source == types.float64:
-        return halves.narrow_to_odd(builder, value)
+        return halves.narrow_to_odd(DeviceNumber(builder, value)).value
     return cast(builder, value, source, types.float32)
 
 

@@ -131,6 +131,6 @@ _maximum, _minimum = _extreme(">", maximum_of), _extreme("<", minimum_of)
 warp_add, warp_multiply = _warp(_add, np.add), _warp(_multiply, np.multiply)
 warp_maximum, warp_minimum = _warp(_maximum, np.maximum), _warp(_minimum, np.minimum)
 # block_add(value, scratch, at, threads): of all threads (a literal) of a block; scratch[at:] is
-# shared memory with room for one value of each warp. All threads call it.
+# shared memory with room for one value of each warp, in whole 16 bytes. All threads call it.
 block_add, block_multiply = _block(_add, np.add), _block(_multiply, np.multiply)
 block_maximum, block_minimum = _block(_maximum, np.maximum), _block(_minimum, np.minimum)
