@@ -83,7 +83,9 @@ def uses(found: Counter[str], wanted: str) -> bool:
     names = [name.split(".") for name in found]
     return any(name[0] in (head, head + "G") and set(parts) <= set(name) for name in names)
 
+
 needs_emulator = pytest.mark.skip(reason="no emulator")
+
 
 def execute(source, arrays, numbers=(), blocks=1, shared=0):
     raise NotImplementedError

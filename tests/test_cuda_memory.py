@@ -101,7 +101,9 @@ def test_tf32() -> None:
     x = np.concatenate([random(F32, 120), np.array([np.inf, -np.inf, 0, -0.0], np.float32)])
     x = np.resize(np.concatenate([x, (1 + np.arange(4) * 2.0**-11).astype(np.float32)]), 128)
     source = source_of(
-        {"threads": THREADS, "halves": "to_tf32"}, "p1[thread()] = to_tf32(p0[thread()])", [F32, U32]
+        {"threads": THREADS, "halves": "to_tf32"},
+        "p1[thread()] = to_tf32(p0[thread()])",
+        [F32, U32],
     )
     found = execute(source, [x, np.zeros(128, np.uint32)])[1]
     np.testing.assert_array_equal(found, halves.to_tf32.meaning(x))

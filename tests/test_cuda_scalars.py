@@ -217,7 +217,12 @@ def test_one_integer_as_on_the_cpu(name: str, kind: str) -> None:
 @pytest.mark.parametrize("source", [*INTEGERS, *FLOATS])
 def test_casts_as_on_the_cpu(source: str, target: str) -> None:
     if source in FLOATS:
-        limits = [s * 2.0**n + d for n in (7, 8, 15, 16, 31, 32, 63, 64) for s in (1, -1) for d in (-1, 0, 1)]
+        limits = [
+            s * 2.0**n + d
+            for n in (7, 8, 15, 16, 31, 32, 63, 64)
+            for s in (1, -1)
+            for d in (-1, 0, 1)
+        ]
         values = np.concatenate([floats(FLOATS[source]), np.array(limits)])
         x = padded(values.astype(FLOATS[source].numpy))
         x = x[~np.isnan(x)] if target in ("f16", "bf16", *FLOATS) else x

@@ -26,7 +26,11 @@ from tilewright.runtime.store import Store, StoredObject, default_folder, digest
 from tilewright.runtime.workers import compile_all, worker_count
 
 ABI_VERSION = "1"  # of the interface between kernels and their launches
-PIPELINE_FILES = ("compiling.py", "kernel.py")  # they decide what becomes of a source
+PIPELINE_FILES = (
+    "frontend.py",
+    "compiling.py",
+    "kernel.py",
+)  # they decide what becomes of a source
 
 
 @cache

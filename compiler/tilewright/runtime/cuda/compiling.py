@@ -5,41 +5,20 @@ No driver and no device is needed. Importing this module imports numba-cuda.
 
 from __future__ import annotations
 
-import linecache
 import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from cuda.bindings import nvjitlink
-from numba import types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.cuda.compiler import compile_cuda, kernel_fixup
 from numba.cuda.cudadrv import nvvm
 
-from tilewright.dtypes import DType
 from tilewright.errors import CompileError
+from tilewright.runtime.cuda.frontend import nvvm_modules
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource, Usage
-from tilewright.runtime.cuda.toolchain import capability_of
-
-ELEMENTS: dict[DType, Any] = {
-    DType.F32: types.float32,
-    DType.F64: types.float64,
-    DType.F16: types.uint16,
-    DType.BF16: types.uint16,
-    DType.I8: types.int8,
-    DType.I16: types.int16,
-    DType.I32: types.int32,
-    DType.I64: types.int64,
-    DType.U8: types.uint8,
-    DType.U16: types.uint16,
-    DType.U32: types.uint32,
-    DType.U64: types.uint64,
-    DType.BOOL: types.uint8,
-}
 
 # fma=0: what a kernel does not fuse itself is rounded operation by operation.
 NVVM_OPTIONS = {"opt": 3, "ftz": 0, "prec_div": 1, "prec_sqrt": 1, "fma": 0}
@@ -74,7 +53,7 @@ def compile_and_time(source: KernelSource, symbol: str) -> tuple[CompiledKernel,
     try:
         with global_compiler_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            modules = _front_end(source, symbol)
+            modules = nvvm_modules(source, symbol)
             marks.append(time.perf_counter())
             ptx = _ptx(modules, source.architecture)
         marks.append(time.perf_counter())
@@ -86,39 +65,6 @@ def compile_and_time(source: KernelSource, symbol: str) -> tuple[CompiledKernel,
     marks.append(time.perf_counter())
     times = Times(*(b - a for a, b in pairwise(marks)))
     return CompiledKernel(symbol, cubin, ptx, usage_of(log)), times
-
-
-def signature(source: KernelSource) -> tuple[Any, ...]:
-    """Numba's types of the kernel's parameters: pointers, numbers, the place of error codes."""
-    pointer: Any = types.CPointer
-    pointers = [pointer(ELEMENTS[dtype]) for dtype in source.pointers]
-    errors = [pointer(types.int64)] if source.checks else []
-    return (*pointers, *[types.int64] * source.numbers, *errors)
-
-
-def _front_end(source: KernelSource, symbol: str) -> Sequence[str]:
-    """The modules of a kernel as NVVM's language."""
-    capability = capability_of(source.architecture)
-    function = _function(source.text, symbol)
-    result = compile_cuda(
-        function, types.void, signature(source), nvvm_options=NVVM_OPTIONS, cc=capability
-    )
-    name = result.fndesc.llvm_func_name
-    kernel = result.library.get_function(name)
-    kernel_fixup(kernel, False)
-    nvvm.set_launch_bounds(kernel, source.threads)
-    # Numba's name counts the functions of this process; ours depends on the kernel alone.
-    return [module.replace(name, symbol) for module in result.library.llvm_strs]
-
-
-def _function(text: str, symbol: str) -> Callable[..., None]:
-    """The text's `kernel`; tracebacks through it show its lines."""
-    filename = f"<tilewright {symbol}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    namespace: dict[str, Any] = {"__name__": f"tilewright.generated.{symbol}"}
-    exec(compile(text, filename, "exec"), namespace)
-    function: Callable[..., None] = namespace["kernel"]
-    return function
 
 
 def _ptx(modules: Sequence[str], architecture: str) -> str:
