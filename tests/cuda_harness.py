@@ -1,21 +1,26 @@
 """What the tests of CUDA kernels share: the reason to skip them, compilation, SASS by instruction.
 
-Nothing here needs a driver or a GPU: kernels are compiled to machine code, which is looked at.
+Most tests need no driver and no GPU: kernels are compiled to machine code, which is looked at.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tilewright.dtypes import DType
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
-from tilewright.runtime.cuda.toolchain import DISASSEMBLER, TO_COMPILE, find_toolchain
+from tilewright.runtime.cuda.toolchain import DISASSEMBLER, TO_COMPILE, TO_RUN, find_toolchain
 
+Array = np.ndarray[Any, Any]
 ARCHITECTURES = ("sm_80", "sm_90a")
 LIBRARY = "tilewright_kernels.cuda"
 THREADS = "block, sync, thread"
@@ -84,8 +89,58 @@ def uses(found: Counter[str], wanted: str) -> bool:
     return any(name[0] in (head, head + "G") and set(parts) <= set(name) for name in names)
 
 
-needs_emulator = pytest.mark.skip(reason="no emulator")
+runs = pytest.mark.skipif(not toolchain().has(TO_RUN), reason=missing(TO_RUN))
 
 
-def execute(source, arrays, numbers=(), blocks=1, shared=0):
-    raise NotImplementedError
+def execute(
+    source: KernelSource,
+    arrays: Sequence[Array],
+    numbers: Sequence[int] = (),
+    blocks: int = 1,
+    shared: int = 0,
+) -> list[Array]:
+    """The arrays after a run of the kernel, then the code of a failed check if it makes some."""
+    kernel = compiled(replace(source, architecture=toolchain().gpus[0].architecture))
+    codes = [np.zeros(1, np.int64)] if source.checks else []
+    return run(kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared))
+
+
+def run(
+    kernel: CompiledKernel,
+    arrays: Sequence[Array],
+    numbers: Sequence[int],
+    last: int,
+    launch: tuple[int, int, int],
+) -> list[Array]:
+    """The arrays after a run on the first GPU; the `last` ones are parameters after the numbers."""
+    from cuda.bindings import driver
+
+    def call(function: Any, *arguments: Any) -> Any:
+        status, *values = function(*arguments)
+        assert status == driver.CUresult.CUDA_SUCCESS, f"{function.__name__}: {status}"
+        return values[0] if values else None
+
+    call(driver.cuInit, 0)
+    context = call(driver.cuDevicePrimaryCtxRetain, call(driver.cuDeviceGet, 0))
+    call(driver.cuCtxSetCurrent, context)
+    module = call(driver.cuModuleLoadData, kernel.cubin)
+    function = call(driver.cuModuleGetFunction, module, kernel.entry.encode())
+    places = [call(driver.cuMemAlloc, a.nbytes) for a in arrays]
+    for place, a in zip(places, arrays, strict=True):
+        call(driver.cuMemcpyHtoD, place, np.ascontiguousarray(a).ctypes.data, a.nbytes)
+    count = len(places) - last
+    values = tuple(int(v) for v in (*places[:count], *numbers, *places[count:]))
+    parameters = (values, (ctypes.c_int64,) * len(values))
+    blocks, threads, shared = launch
+    stream = driver.CUstream(0)
+    call(
+        driver.cuLaunchKernel,
+        *(function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, 0),
+    )
+    call(driver.cuCtxSynchronize)
+    found = [np.empty_like(a) for a in arrays]
+    for place, a in zip(places, found, strict=True):
+        call(driver.cuMemcpyDtoH, a.ctypes.data, place, a.nbytes)
+        call(driver.cuMemFree, place)
+    call(driver.cuModuleUnload, module)
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_harness import THREADS, execute, needs_emulator, source_of
+from cuda_harness import THREADS, execute, runs, source_of
 from tilewright.dtypes import DType
 from tilewright.runtime.cuda.toolchain import TO_COMPILE, find_toolchain
 
@@ -32,7 +32,7 @@ def random(dtype: DType, count: int, seed: int = 0) -> Array:
     return rng.integers(info.min, info.max, count, dtype.numpy, endpoint=True)
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("dtype", NATIVE, ids=lambda t: t.name)
 @pytest.mark.parametrize("size", [2, 4, 8, 16])
 def test_copies(dtype: DType, size: int) -> None:
@@ -52,7 +52,7 @@ copy_vector(p1, i, a, 0, {count})
     assert found.tobytes() == x.tobytes()
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind, dtype", [("f16", DType.F16), ("bf16", DType.BF16)])
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_halves(kind: str, dtype: DType, count: int) -> None:
@@ -80,7 +80,7 @@ for k in range({count}):
     assert squares.tobytes() == exact.tobytes() == again.tobytes()
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_pairs(kind: str) -> None:
     body = f"i = thread()\nw = pack_{kind}(p0[i], p1[i])\np2[i] = w\na, b = unpack_{kind}(w)\n"
@@ -96,20 +96,17 @@ def test_pairs(kind: str) -> None:
     assert np.isnan(low[0])
 
 
-@needs_emulator
+@runs
 def test_tf32() -> None:
     x = np.concatenate([random(F32, 120), np.array([np.inf, -np.inf, 0, -0.0], np.float32)])
     x = np.resize(np.concatenate([x, (1 + np.arange(4) * 2.0**-11).astype(np.float32)]), 128)
-    source = source_of(
-        {"threads": THREADS, "halves": "to_tf32"},
-        "p1[thread()] = to_tf32(p0[thread()])",
-        [F32, U32],
-    )
+    imports = {"threads": THREADS, "halves": "to_tf32"}
+    source = source_of(imports, "p1[thread()] = to_tf32(p0[thread()])", [F32, U32])
     found = execute(source, [x, np.zeros(128, np.uint32)])[1]
     np.testing.assert_array_equal(found, halves.to_tf32.meaning(x))
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("mode", ["xor", "down", "up", "from"])
 @pytest.mark.parametrize("dtype", [F32, F64, I32, I64, DType.I8, U16], ids=lambda t: t.name)
 @pytest.mark.parametrize("selector", [1, 5, 31])
@@ -126,7 +123,7 @@ def test_shuffles(mode: str, dtype: DType, selector: int) -> None:
 VERBS = ["add", "multiply", "maximum", "minimum"]
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("dtype", [F32, F64, I32, U32, I64], ids=lambda t: t.name)
 @pytest.mark.parametrize("lanes", [1, 4, 32])
@@ -142,7 +139,7 @@ def test_results_of_lanes(verb: str, dtype: DType, lanes: int) -> None:
     assert (group == group[:, :1]).all()
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("dtype", [F32, I64], ids=lambda t: t.name)
 @pytest.mark.parametrize("size", [32, 96, 256])
@@ -170,7 +167,7 @@ p2[i] = block_{verb}(p0[i] + once, s, 0, {size})
             np.testing.assert_array_equal(twice[part], meaning(x[part] + first, size))
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("verb", ["maximum", "minimum"])
 def test_extremes_of_nan(verb: str) -> None:
     body = f"s = shared_f32(0)\ni = thread()\np1[i] = block_{verb}(p0[i], s, 0, 64)"
@@ -183,7 +180,7 @@ def test_extremes_of_nan(verb: str) -> None:
     assert np.isnan(found[1]).all()
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("filled", [False, True])
 def test_asynchronous_copies(count: int, filled: bool) -> None:
@@ -215,7 +212,7 @@ for k in range({count}):
     np.testing.assert_array_equal(found, wanted.reshape(128, count)[::-1].ravel())
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", ["f16", "bf16", "tf32", "i8_i8", "u8_u8", "u8_i8", "i8_u8"])
 def test_products(kind: str) -> None:
     floating = kind in ("f16", "bf16", "tf32")
@@ -255,7 +252,7 @@ def fragment(kind: str, count: int, seed: int) -> Array:
     return random(U32, count, seed)
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_matrices(count: int, transposed: bool) -> None:
@@ -294,7 +291,7 @@ def test_the_meaning_of_a_product_is_a_product() -> None:
     np.testing.assert_array_equal(total, left.astype(np.int32) @ right.astype(np.int32))
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("name", ["atomic_add", "atomic_maximum", "atomic_minimum"])
 @pytest.mark.parametrize("dtype", [I32, U32, I64, DType.U64], ids=lambda t: t.name)
 def test_updates_by_many(name: str, dtype: DType) -> None:
@@ -309,7 +306,7 @@ def test_updates_by_many(name: str, dtype: DType) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("dtype", [F32, F64], ids=lambda t: t.name)
 def test_sums_by_many(dtype: DType) -> None:
     x = random(dtype, 128)

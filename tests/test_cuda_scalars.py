@@ -1,4 +1,4 @@
-"""Scalar functions by their PTX: against exact results, and bit by bit against the CPU's kernels."""
+"""Scalar functions on a GPU against exact results, and bit by bit against the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_harness import THREADS, execute, needs_emulator, source_of
+from cuda_harness import THREADS, execute, runs, source_of
 from kernels_harness import elementwise
 from tilewright.dtypes import DType
 from tilewright.runtime.cuda.toolchain import TO_COMPILE, find_toolchain
@@ -118,7 +118,7 @@ def worst(found: Array, exact: Array, inputs: list[Array]) -> tuple[float, str]:
     return float(error[at]), f"{found[at]!r} at {operands}, not {exact[at]!r}"
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", FLOATS)
 @pytest.mark.parametrize("name", ONE)
 def test_functions_of_one(name: str, kind: str) -> None:
@@ -132,7 +132,7 @@ def test_functions_of_one(name: str, kind: str) -> None:
     assert error <= allowed, said
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", FLOATS)
 @pytest.mark.parametrize("name", TWO)
 def test_functions_of_two(name: str, kind: str) -> None:
@@ -149,7 +149,7 @@ def test_functions_of_two(name: str, kind: str) -> None:
     assert error <= ACCURACY[name], said
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("name", ["maximum", "minimum"])
 @pytest.mark.parametrize("kind", FLOATS)
 def test_zeros_have_an_order(name: str, kind: str) -> None:
@@ -160,7 +160,7 @@ def test_zeros_have_an_order(name: str, kind: str) -> None:
     assert (np.signbit(found) == (name == "minimum")).all()
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("name", ["isnan", "isinf"])
 @pytest.mark.parametrize("kind", FLOATS)
 def test_predicates(name: str, kind: str) -> None:
@@ -196,7 +196,7 @@ INTEGER_TWO = (
 ).split()
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("name", INTEGER_TWO)
 def test_integers_as_on_the_cpu(name: str, kind: str) -> None:
@@ -205,25 +205,21 @@ def test_integers_as_on_the_cpu(name: str, kind: str) -> None:
     agree(f"{name}(x0[i], x1[i])", "integers", [a, b], [kind, kind], kind)
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("name", ["negate", "invert", "absolute", "sign"])
 def test_one_integer_as_on_the_cpu(name: str, kind: str) -> None:
     agree(f"{name}(x0[i])", "integers", [padded(integers(INTEGERS[kind]))], [kind], kind)
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("target", [*INTEGERS, *FLOATS, "f16", "bf16", "bool"])
 @pytest.mark.parametrize("source", [*INTEGERS, *FLOATS])
 def test_casts_as_on_the_cpu(source: str, target: str) -> None:
     if source in FLOATS:
-        limits = [
-            s * 2.0**n + d
-            for n in (7, 8, 15, 16, 31, 32, 63, 64)
-            for s in (1, -1)
-            for d in (-1, 0, 1)
-        ]
-        values = np.concatenate([floats(FLOATS[source]), np.array(limits)])
+        powers = 2.0 ** np.array([7, 8, 15, 16, 31, 32, 63, 64])
+        limits = (np.concatenate([powers, -powers])[:, None] + [-1, 0, 1]).ravel()
+        values = np.concatenate([floats(FLOATS[source]), limits])
         x = padded(values.astype(FLOATS[source].numpy))
         x = x[~np.isnan(x)] if target in ("f16", "bf16", *FLOATS) else x
         x = padded(x)
@@ -233,14 +229,14 @@ def test_casts_as_on_the_cpu(source: str, target: str) -> None:
     agree(f"to_{target}(x0[i])", "casts", [x], [source], result)
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("name", ["rational_sigmoid", "rational_tanh"])
 def test_rationals_as_on_the_cpu(name: str) -> None:
     x = floats(DType.F32)
     agree(f"{name}_f32(x0[i])", "math", [x[~np.isnan(x)][: 4 * BLOCK]], ["f32"], "f32")
 
 
-@needs_emulator
+@runs
 @pytest.mark.parametrize("kind", ["i32", "i64", "u8"])
 @pytest.mark.parametrize("name", ["checked_div", "checked_rem", "checked_floor_mod"])
 def test_division_by_zero_leaves_a_code(name: str, kind: str) -> None:
@@ -256,7 +252,7 @@ def test_division_by_zero_leaves_a_code(name: str, kind: str) -> None:
         assert divisor or found[17] == 0
 
 
-@needs_emulator
+@runs
 def test_the_greatest_code_remains() -> None:
     data = np.arange(BLOCK, dtype=np.float32)
     index = np.arange(BLOCK)
