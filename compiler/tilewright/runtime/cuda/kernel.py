@@ -42,9 +42,12 @@ class KernelSource:
 
 @dataclass(frozen=True)
 class Usage:
-    """What each thread of a kernel takes: registers, bytes written to and read from memory for
-    want of registers, and bytes of memory of its own; and bytes of shared memory of a block
-    (the dynamic part comes on top)."""
+    """What a kernel takes.
+
+    Of each thread: registers, bytes written to and read from memory for want of registers, and
+    bytes of memory of its own. Of each block: bytes of shared memory whose size the code fixes;
+    from sm_90 on, the KiB that the system takes of a block that uses shared memory is among them.
+    """
 
     registers: int
     spill_bytes: int
