@@ -214,7 +214,7 @@ def answers_of(
         gate.wait(0.2)
         return f"{text} {symbol}".encode()
 
-    def fake() -> subprocess.Popen[bytes]:
+    def fake(target: str) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
         return subprocess.Popen([sys.executable, "-c", worker], stdin=pipe, stdout=pipe)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tilewright.driver import compile, support
 from tilewright.errors import (
     CompileError,
+    DeviceError,
     ExecutionError,
     InputError,
     ModelError,
@@ -25,6 +26,7 @@ from tilewright.runtime.report import Report
 __all__ = [
     "CompileError",
     "CompiledModel",
+    "DeviceError",
     "ExecutionError",
     "InputError",
     "ModelError",

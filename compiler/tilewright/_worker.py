@@ -1,4 +1,4 @@
-"""A process that compiles kernels for another one: `python -m tilewright._worker`.
+"""A process that compiles kernels for another one: `python -m tilewright._worker TARGET`.
 
 The first frame on standard output names the environment that it compiles for; then each frame on
 standard input is a job, answered by one frame. The end of the input is the end of the worker.
@@ -10,11 +10,22 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from tilewright.errors import CompileError
-from tilewright.runtime.cache import environment_fields
-from tilewright.runtime.objects import compile_kernel
-from tilewright.runtime.workers import COMPILED, FAILED, read_frame, write_frame
+from tilewright.runtime.workers import COMPILED, FAILED, Compile, read_frame, write_frame
+
+
+def compiler_for(target: str) -> tuple[Mapping[str, str], Compile]:
+    """What decides about the code of a target, and its compiler; imports that target's alone."""
+    if target == "cuda":
+        from tilewright.runtime.cuda import cache as cuda
+
+        return cuda.environment_fields(), cuda.compile_job
+    from tilewright.runtime.cache import environment_fields
+    from tilewright.runtime.objects import compile_kernel
+
+    return environment_fields(), compile_kernel
 
 
 def main() -> None:
@@ -22,7 +33,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not end up between the frames
-    write_frame(answers, json.dumps(environment_fields()).encode())
+    environment, compile_kernel = compiler_for(sys.argv[1])
+    write_frame(answers, json.dumps(environment).encode())
     while (job := read_frame(sys.stdin.buffer)) is not None:
         text, symbol = json.loads(job)
         try:

@@ -28,6 +28,7 @@ from tilewright.ops.registry import is_defined
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import KernelCache
+from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.plan import Plan, build_plan
 from tilewright.runtime.segments import Evaluation, Runner
@@ -37,7 +38,7 @@ from tilewright.schedule.choices import Choices
 
 Model = str | os.PathLike[str] | bytes | ModelProto
 
-TARGETS = ("cpu",)
+TARGETS = ("cpu", "cuda")
 
 for _module in pkgutil.iter_modules(
     ops.__path__, "tilewright.ops."
@@ -59,10 +60,10 @@ def compile(
     First calls spend up to `tune` seconds in all on measuring other ways to make the kernels; what
     wins is kept on disk and serves later compilations on this machine, whatever their `tune`.
     Raises ModelError for a model that is wrong and UnsupportedError for one that is beyond this
-    compiler: its message names the operators or the target.
+    compiler: its message names the operators or the target. DeviceError for a target that cannot
+    be used here: its message names what is missing; no other target takes its place.
     """
-    if target not in TARGETS:
-        raise UnsupportedError(f"target {target!r} is not supported: the targets are {TARGETS}")
+    check_target(target)
     settings = options or Options.from_environment()
     if threads is not None:
         settings = dataclasses.replace(settings, threads=threads)
@@ -72,6 +73,15 @@ def compile(
     graph = simplify(graph, log)  # Graph -> Graph: laws that hold for every shape
     graph = dataclasses.replace(graph, constants=kept(graph.constants))
     return CompiledModel(graph, Workshop(settings, planner(settings, tune)), log)
+
+
+def check_target(target: str) -> None:
+    """Raises an error that says why the target cannot run models here, if it cannot."""
+    if target not in TARGETS:
+        raise UnsupportedError(f"target {target!r} is not supported: the targets are {TARGETS}")
+    if target == "cuda":
+        find_toolchain().require(TO_RUN, "run models")
+        raise UnsupportedError("target 'cuda' compiles kernels but does not run models yet")
 
 
 def planner(options: Options, tune: float = 0.0) -> Planner:

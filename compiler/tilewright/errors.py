@@ -37,3 +37,7 @@ class VerifyError(TilewrightError):
 
 class CompileError(TilewrightError):
     """A generated kernel did not compile: always a bug in this compiler, never in the model."""
+
+
+class DeviceError(TilewrightError, RuntimeError):
+    """The target cannot be used here; the message names the part that is missing and its remedy."""

@@ -2,6 +2,7 @@
 
 tilewright bench MODEL --against onnxruntime
 tilewright bench --gemm
+tilewright doctor
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.errors import InputError, TilewrightError
-from tilewright.explore import gemm
+from tilewright.explore import doctor, gemm
 from tilewright.explore.compare import Comparison, Request, check_model, compare
 from tilewright.explore.engines import LOADERS
 from tilewright.explore.gemm import ODD_SIZES
@@ -52,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
     add("--sizes", type=_sizes, default=ODD_SIZES, metavar="N,N", help="of --gemm, each dimension")
     add("--all", action="store_true", help="every product of --gemm, not only the slowest")
     add("--json", action="store_true", help="print JSON instead of tables")
+    look = commands.add_parser(
+        "doctor",
+        help="what this machine offers, what is missing and how to get it",
+        description="Shows what compiled models can use here, and what is missing for CUDA.",
+    )
+    look.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return top
 
 
@@ -175,8 +182,20 @@ def bench_gemm(arguments: argparse.Namespace, screen: Screen) -> int:
     return RIGHT if found.right else WRONG
 
 
+def show_doctor(arguments: argparse.Namespace, screen: Screen) -> int:
+    """What is here; that something is missing is no failure."""
+    found = doctor.diagnose()
+    if arguments.json:
+        print(json.dumps(found.as_dict()))
+    else:
+        doctor.show(found, screen)
+    return RIGHT
+
+
 def run(arguments: argparse.Namespace) -> int:
     """What the command line asks for."""
+    if arguments.command == "doctor":
+        return show_doctor(arguments, open_screen())
     if bool(arguments.model) == arguments.gemm:
         raise InputError("give a model, or --gemm")
     bench = bench_gemm if arguments.gemm else bench_model

@@ -68,7 +68,7 @@ def environment_fields() -> dict[str, str]:
     return {
         "abi": ABI_VERSION,
         "pipeline": pipeline.hexdigest(),
-        "kernels": _kernels_fingerprint(),
+        "kernels": kernels_fingerprint(),
         "cpu": target().name,
         "features": target().features,
         "numba": version("numba"),
@@ -78,7 +78,7 @@ def environment_fields() -> dict[str, str]:
     }
 
 
-def _kernels_fingerprint() -> str:
+def kernels_fingerprint() -> str:
     """Of the package that generated kernels import; it is found, not imported."""
     found = importlib.util.find_spec(KERNELS_PACKAGE)
     locations = (found.submodule_search_locations if found else None) or ()

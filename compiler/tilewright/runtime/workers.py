@@ -2,7 +2,7 @@
 
 Processes from `multiprocessing` would run the user's script again unless it has a main guard, fork
 is unsafe beside helper threads, and threads share Numba's lock. So a worker is a plain
-`python -m tilewright._worker`, which reads jobs from its standard input and answers on its
+`python -m tilewright._worker TARGET`, which reads jobs from its standard input and answers on its
 standard output, both as frames: a 32-bit length, then that many bytes.
 """
 
@@ -60,13 +60,14 @@ def compile_all(
     environment: Mapping[str, str],
     compile_here: Compile,
     deliver: Deliver,
+    target: str = "cpu",
 ) -> None:
     """Every job's object has been given to `deliver(index, object)`, in this thread, in any order.
 
     A worker whose `environment` (the fields of the cache key) differs from ours is not used. What
     a worker fails to compile is compiled again here, where its error belongs.
     """
-    team = _Team(jobs, environment)
+    team = _Team(jobs, environment, target)
     try:
         team.start(workers)
         team.work(compile_here, deliver)
@@ -77,9 +78,10 @@ def compile_all(
 class _Team:
     """The jobs of one call, the worker processes and one thread that serves each of them."""
 
-    def __init__(self, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
+    def __init__(self, jobs: Sequence[Job], environment: Mapping[str, str], target: str) -> None:
         self._jobs = jobs
         self._environment = dict(environment)
+        self._target = target
         self._untaken: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[int, bytes | None]] = queue.SimpleQueue()
         self._workers: list[tuple[subprocess.Popen[bytes], threading.Thread]] = []
@@ -89,7 +91,7 @@ class _Team:
     def start(self, workers: int) -> None:
         for _ in range(workers):
             with suppress(OSError):  # fewer workers, same result
-                process = _start_worker()
+                process = _start_worker(self._target)
                 server = threading.Thread(target=self._serve, args=(process,), daemon=True)
                 self._workers.append((process, server))
                 server.start()
@@ -147,15 +149,15 @@ class _Team:
         return answer is not None
 
 
-def _start_worker() -> subprocess.Popen[bytes]:
-    """A worker that finds the same modules as this process."""
+def _start_worker(target: str) -> subprocess.Popen[bytes]:
+    """A worker for this target that finds the same modules as this process."""
     paths = [os.path.abspath(path) for path in sys.path]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",  # a stray file in the current folder must not shadow a module
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tilewright._worker"],
+        [sys.executable, "-m", "tilewright._worker", target],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

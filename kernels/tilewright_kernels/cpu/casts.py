@@ -20,7 +20,7 @@ from tilewright_kernels.cpu.values import F32, F64, Number
 FLOATS = {types.float32: F32, types.float64: F64}
 
 
-def _cast(builder: Any, value: Any, source: Any, target: Any) -> Any:
+def cast(builder: Any, value: Any, source: Any, target: Any) -> Any:
     """`value` of the Numba type `source` as one of the type `target`."""
     if source == target:
         return value
@@ -82,7 +82,7 @@ def _conversion(target: Any) -> Any:
     @intrinsic
     def convert(typing: Any, x: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return _cast(builder, values[0], x, target)
+            return cast(builder, values[0], x, target)
 
         return target(x), emit
 
@@ -100,8 +100,8 @@ to_bool = _conversion(types.boolean)
 def _to_be_halved(builder: Any, value: Any, source: Any) -> Any:
     """A float32 that rounds to the half that `value` rounds to."""
     if source == types.float64:
-        return halves.narrow_to_odd(builder, value)
-    return _cast(builder, value, source, types.float32)
+        return halves.narrow_to_odd(Number(builder, value)).value
+    return cast(builder, value, source, types.float32)
 
 
 @intrinsic

@@ -39,19 +39,18 @@ def encode_bf16(builder: Any, value: Any) -> Any:
     return _logical_shift(x.is_nan().choose(quiet, rounded), 16).low_bits(16).value
 
 
-def narrow_to_odd(builder: Any, value: Any) -> Any:
+def narrow_to_odd(x: Number) -> Number:
     """float64 to float32, where what is not exact is cut off and its last bit set.
 
     A half then rounds it as it would the float64: the last bit, far below the half's own, tells
     what lies beside the middle of two halves from what lies on it. Boldo and Melquiond, "Emulation
     of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
     """
-    x = Number(builder, value)
     nearest = x.narrow()
     back = nearest.widen()
     bits = nearest.bits()
     cut = (back.magnitude() > x.magnitude()).choose(bits - 1, bits)
-    return ((back < x) | (back > x)).choose(cut | 1, bits).as_float().value
+    return ((back < x) | (back > x)).choose(cut | 1, bits).as_float()
 
 
 def _logical_shift(x: Number, count: int) -> Number:

@@ -1,0 +1,1 @@
+"""What generated kernels for NVIDIA GPUs import; importing its modules imports numba-cuda."""

@@ -1,0 +1,146 @@
+"""What the tests of CUDA kernels share: the reason to skip them, compilation, SASS by instruction.
+
+Most tests need no driver and no GPU: kernels are compiled to machine code, which is looked at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tilewright.dtypes import DType
+from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
+from tilewright.runtime.cuda.toolchain import DISASSEMBLER, TO_COMPILE, TO_RUN, find_toolchain
+
+Array = np.ndarray[Any, Any]
+ARCHITECTURES = ("sm_80", "sm_90a")
+LIBRARY = "tilewright_kernels.cuda"
+THREADS = "block, sync, thread"
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+
+toolchain = cache(find_toolchain)
+
+
+def missing(names: Sequence[str]) -> str:
+    """Why these parts cannot be used; empty if they can."""
+    parts = [toolchain().part(name) for name in names]
+    return "; ".join(f"{p.name}: {p.problem}" for p in parts if not p.is_there)
+
+
+needs_compiler = pytest.mark.skipif(bool(missing(TO_COMPILE)), reason=missing(TO_COMPILE))
+needs_sass = pytest.mark.skipif(
+    bool(missing([*TO_COMPILE, DISASSEMBLER])), reason=missing([*TO_COMPILE, DISASSEMBLER])
+)
+
+
+def text_of(imports: dict[str, str], body: str) -> str:
+    """A kernel's text; `imports` are names by module of the library."""
+    head = [f"from {LIBRARY}.{module} import {names}" for module, names in imports.items()]
+    lines = [f"    {line}" if line else "" for line in body.strip("\n").splitlines()]
+    return "\n".join([*head, "", "", body_head(body), *lines]) + "\n"
+
+
+def body_head(body: str) -> str:
+    """`def kernel(...)` with the parameters that the body uses."""
+    names = set(re.findall(r"\b(?:[pn]\d+|errors)\b", body))
+    ordered = sorted(names - {"errors"}, key=lambda n: (n[0] != "p", int(n[1:])))
+    return f"def kernel({', '.join([*ordered, *(names & {'errors'})])}):"
+
+
+def source_of(
+    imports: dict[str, str],
+    body: str,
+    pointers: Sequence[DType],
+    architecture: str = "sm_80",
+    threads: int = 128,
+) -> KernelSource:
+    """A kernel of this body; its numbers and checks are found in the text."""
+    text = text_of(imports, body)
+    numbers = len(set(re.findall(r"\bn\d+\b", body)))
+    return KernelSource(text, tuple(pointers), numbers, threads, architecture, "errors" in body)
+
+
+def compiled(source: KernelSource) -> CompiledKernel:
+    from tilewright.runtime.cuda.compiling import compile_kernel
+
+    return compile_kernel(source, "kernel")
+
+
+def instructions(kernel: CompiledKernel) -> Counter[str]:
+    """How often each instruction, with its modifiers, stands in the machine code."""
+    return Counter(INSTRUCTION.findall(kernel.sass()))
+
+
+def uses(found: Counter[str], wanted: str) -> bool:
+    """Whether an instruction has all the parts of `wanted`, such as LDG.128.
+
+    Some have another letter on newer machines (RED, REDG).
+    """
+    head, *parts = wanted.split(".")
+    names = [name.split(".") for name in found]
+    return any(name[0] in (head, head + "G") and set(parts) <= set(name) for name in names)
+
+
+runs = pytest.mark.skipif(not toolchain().has(TO_RUN), reason=missing(TO_RUN))
+
+
+def execute(
+    source: KernelSource,
+    arrays: Sequence[Array],
+    numbers: Sequence[int] = (),
+    blocks: int = 1,
+    shared: int = 0,
+) -> list[Array]:
+    """The arrays after a run of the kernel, then the code of a failed check if it makes some."""
+    kernel = compiled(replace(source, architecture=toolchain().gpus[0].architecture))
+    codes = [np.zeros(1, np.int64)] if source.checks else []
+    return run(kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared))
+
+
+def run(
+    kernel: CompiledKernel,
+    arrays: Sequence[Array],
+    numbers: Sequence[int],
+    last: int,
+    launch: tuple[int, int, int],
+) -> list[Array]:
+    """The arrays after a run on the first GPU; the `last` ones are parameters after the numbers."""
+    from cuda.bindings import driver
+
+    def call(function: Any, *arguments: Any) -> Any:
+        status, *values = function(*arguments)
+        assert status == driver.CUresult.CUDA_SUCCESS, f"{function.__name__}: {status}"
+        return values[0] if values else None
+
+    call(driver.cuInit, 0)
+    context = call(driver.cuDevicePrimaryCtxRetain, call(driver.cuDeviceGet, 0))
+    call(driver.cuCtxSetCurrent, context)
+    module = call(driver.cuModuleLoadData, kernel.cubin)
+    function = call(driver.cuModuleGetFunction, module, kernel.entry.encode())
+    places = [call(driver.cuMemAlloc, a.nbytes) for a in arrays]
+    for place, a in zip(places, arrays, strict=True):
+        call(driver.cuMemcpyHtoD, place, np.ascontiguousarray(a).ctypes.data, a.nbytes)
+    count = len(places) - last
+    values = tuple(int(v) for v in (*places[:count], *numbers, *places[count:]))
+    parameters = (values, (ctypes.c_int64,) * len(values))
+    blocks, threads, shared = launch
+    stream = driver.CUstream(0)
+    call(
+        driver.cuLaunchKernel,
+        *(function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, 0),
+    )
+    call(driver.cuCtxSynchronize)
+    found = [np.empty_like(a) for a in arrays]
+    for place, a in zip(places, found, strict=True):
+        call(driver.cuMemcpyDtoH, a.ctypes.data, place, a.nbytes)
+        call(driver.cuMemFree, place)
+    call(driver.cuModuleUnload, module)
+    return found
