@@ -106,7 +106,9 @@ def execute(
     device = toolchain().gpus[0].architecture if toolchain().has(TO_RUN) else None
     kernel = compiled(replace(source, architecture=device or source.architecture))
     function = run if device else emulate
-    return function(kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared))
+    return function(
+        kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared)
+    )
 
 
 @lru_cache(64)

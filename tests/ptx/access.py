@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -146,9 +146,7 @@ class Spaces:
             text = f"there are {limit} bytes"
             self._report(report, OutOfBounds, wrong, addresses, threads, size, space, text)
         starts = self.shared_start if is_shared else self.local_start
-        return Piece(
-            region, addresses + starts[threads], threads, rows, self.shared_users[threads]
-        )
+        return Piece(region, addresses + starts[threads], threads, rows, self.shared_users[threads])
 
     def _generic(
         self, addresses: Array, threads: Any, size: int, report: Report
@@ -213,13 +211,15 @@ class Spaces:
         word: int,
         count: int,
         report: Report,
+        needed: tuple[int, ...] | None = None,
     ) -> Array:
-        """[access, component] of `count` words each."""
+        """[access, component] of `count` words each, of which only the `needed` ones matter."""
         size = word * count
         result: Array | None = None
         for piece in self.pieces(space, addresses, threads, size, report):
-            self.need(piece, size, report)
-            self.use(piece, Use.READ, size, report)
+            for part, length in components(piece, word, count, needed):
+                self.need(part, length, report)
+                self.use(part, Use.READ, length, report)
             values = piece.region.read(piece.offsets, word, count)
             if piece.rows is ALL or len(values) == len(addresses):
                 return values
@@ -248,3 +248,12 @@ class Spaces:
                 thread = int(self.every[piece.threads][at])
                 place = self.place_name(piece.region, int(offset), thread)
                 report(NotWaitedFor, thread, f"{place} is overwritten while it is being copied")
+
+
+def components(
+    piece: Piece, word: int, count: int, needed: tuple[int, ...] | None
+) -> list[tuple[Piece, int]]:
+    """What is read of a vector, with the bytes of each part."""
+    if needed is None:
+        return [(piece, word * count)]
+    return [(replace(piece, offsets=piece.offsets + k * word), word) for k in needed]

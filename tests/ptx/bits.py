@@ -158,14 +158,15 @@ def permute(frame: Frame, i: Instruction) -> Step:
         result = np.zeros(np.shape(both), np.uint32)
         for k in range(4):
             choice = (selector >> np.uint32(4 * k)) & np.uint32(15)
-            byte = (both >> ((choice & np.uint32(7)) * np.uint32(8)).astype(np.uint64)) & np.uint64(255)
+            byte = (both >> ((choice & np.uint32(7)) * np.uint32(8)).astype(np.uint64)) & np.uint64(
+                255
+            )
             sign = np.where(byte > 127, np.uint64(255), np.uint64(0))
             byte = np.where(choice > 7, sign, byte)
             result |= byte.astype(np.uint32) << np.uint32(8 * k)
         return result
 
     return elementwise(frame, i, function, ["u32"] * 3, "u32")
-
 
 
 @builds("lop3")

@@ -145,7 +145,9 @@ def read_bytes(
         report(Misaligned, int(who[index]), f"{size} bytes at {int(addresses[index]):#x}")
     whole = np.flatnonzero(wanted == size)
     if whole.size:
-        found = frame.spaces.read("global", addresses[whole], who[whole], word, size // word, report)
+        found = frame.spaces.read(
+            "global", addresses[whole], who[whole], word, size // word, report
+        )
         values[whole] = np.ascontiguousarray(found).view(np.uint8).reshape(-1, size)
     for k in range(size):
         partial = np.flatnonzero((wanted < size) & (wanted > k))

@@ -80,7 +80,9 @@ def magnitude(a: Array) -> Array:
 def quotient(a: Array, b: Array) -> Array:
     """Rounded towards zero; of a division by 0 all bits are set."""
     whole = magnitude(a) // np.maximum(magnitude(b), 1)
-    signed = whole if a.dtype.kind == "u" else np.where((a < 0) ^ (b < 0), np.negative(whole), whole)
+    signed = (
+        whole if a.dtype.kind == "u" else np.where((a < 0) ^ (b < 0), np.negative(whole), whole)
+    )
     return np.where(b == 0, ~np.zeros_like(signed), signed).view(a.dtype)
 
 

@@ -116,7 +116,9 @@ def reduce(frame: Frame, i: Instruction) -> Step:
     def step(mask: Mask) -> None:
         named = check(mask)
         full = np.uint32(0xFFFFFFFF)
-        if (np.broadcast_to(named, frame.shape.total)[np.broadcast_to(mask, named.shape)] != full).any():
+        if (
+            np.broadcast_to(named, frame.shape.total)[np.broadcast_to(mask, named.shape)] != full
+        ).any():
             raise Unsupported(f"{i}: a part of a warp")
         rows = np.broadcast_to(value, frame.shape.total).reshape(-1, LANES)
         result = function.reduce(rows, axis=1, dtype=target.dtype)

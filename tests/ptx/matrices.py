@@ -69,7 +69,9 @@ def fragment(words: list[Array], kind: str, warps: int) -> Array:
 def left_matrix(words: list[Array], kind: str, warps: int) -> Array:
     """[warp, row, k]: words 0 and 1 are the upper and lower rows of the first columns."""
     parts_of = fragment(words, kind, warps)
-    halves = [np.concatenate([parts_of[:, k], parts_of[:, k + 1]], 1) for k in range(0, len(words), 2)]
+    halves = [
+        np.concatenate([parts_of[:, k], parts_of[:, k + 1]], 1) for k in range(0, len(words), 2)
+    ]
     return np.concatenate(halves, 2)
 
 

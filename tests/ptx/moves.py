@@ -103,10 +103,11 @@ def load(frame: Frame, i: Instruction) -> Step:
     word = np.dtype(kind).itemsize
     targets = [frame.extended_target(o, i.type) for o in parts(i.operands[0])]
     address, spaces, count = frame.address(i.operands[1]), frame.spaces, len(targets)
+    needed = needed_words(i.used_bytes, word, count)
 
     def step(mask: Mask) -> None:
         threads = chosen(mask)
-        rows = spaces.read(space, address()[threads], threads, word, count, report)
+        rows = spaces.read(space, address()[threads], threads, word, count, report, needed)
         for k, target in enumerate(targets):
             column = rows[:, k].view(kind)
             if target.dtype.itemsize == word:
@@ -114,6 +115,14 @@ def load(frame: Frame, i: Instruction) -> Step:
             target[threads] = column
 
     return step
+
+
+def needed_words(used: int | None, word: int, count: int) -> tuple[int, ...] | None:
+    """Which words of a vector matter; None for all."""
+    if used is None:
+        return None
+    ones = (1 << word) - 1
+    return tuple(k for k in range(count) if used >> k * word & ones)
 
 
 def parameter(frame: Frame, i: Instruction, place: Any, kind: str) -> Array:

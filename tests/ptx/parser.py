@@ -66,6 +66,7 @@ class Parser:
         self.variables: dict[str, Variable] = {}
         self.scopes: list[dict[str, Register | Symbol]] = []
         self.fresh = count()
+        self.used_bytes: int | None = None
 
     # Tokens.
 
@@ -205,10 +206,16 @@ class Parser:
         elif self.peek()[1:] in SPACES and self.peek()[0] == ".":
             self.inner_variable(function)
         elif self.accept(".pragma"):
-            self.next()
+            self.pragma(self.next().strip('"'))
             self.expect(";")
         elif not self.accept(";"):
             function.body.append(self.instruction())
+
+    def pragma(self, text: str) -> None:
+        """Which bytes the next load needs; other pragmas only help optimisers."""
+        name, _, value = text.partition(" ")
+        if name == "used_bytes_mask":
+            self.used_bytes = int(value, 0)
 
     def names(self) -> tuple[str, ...]:
         found = [self.next()]
@@ -265,7 +272,8 @@ class Parser:
             operands.append(self.operand())
             self.accept(",")
         text = " ".join(self.text[start : self.starts[self.at - 1]].split())
-        return Instruction(name, tuple(modifiers), tuple(operands), guard, line, text)
+        used, self.used_bytes = self.used_bytes, None
+        return Instruction(name, tuple(modifiers), tuple(operands), guard, line, text, used)
 
     def register(self) -> Register:
         found = self.resolved(self.next())

@@ -69,6 +69,7 @@ class Instruction:
     guard: Guard | None
     line: int
     text: str
+    used_bytes: int | None = None  # of a load, as bits, where not all of what it reads matters
 
     @property
     def type(self) -> str:
