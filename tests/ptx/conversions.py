@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ptx.errors import Unsupported
-from ptx.floats import flushed, saturated
+from ptx.floats import saturated
 from ptx.frame import TYPES, Frame, Mask, Step, builds
 from ptx.memory import Array
-from ptx.rounding import to_single
+from ptx.rounding import flushed, to_single
 from ptx.syntax import Instruction
 
 Function = Callable[[Array], Array]
@@ -97,7 +97,7 @@ def from_float(i: Instruction, source: str, to: str, mode: str) -> Function:
 
 def of_nan(source: str, to: str) -> int:
     """Zero, but of doubles or as an integer of 64 bits the number with only the top bit set."""
-    bits = np.dtype(TYPES[to]).itemsize * 8
+    bits = int(np.dtype(TYPES[to]).itemsize) * 8
     if source != "f64" and bits < 64:
         return 0
     return -(1 << bits - 1) if to[0] == "s" else 1 << bits - 1
@@ -141,7 +141,7 @@ def as_brain(x: Array, mode: str) -> Array:
     if x.dtype != np.float32 or mode not in ("rn", "rz", "rna"):
         raise Unsupported(f"{x.dtype} as bf16 by {mode}")
     bits = np.asarray(x).view(np.uint32)
-    step = {"rn": np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))}
+    step: dict[str, Any] = {"rn": np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))}
     step |= {"rz": np.uint32(0), "rna": np.uint32(0x8000)}
     upper = ((bits + step[mode]) >> np.uint32(16)).astype(np.uint16)
     return np.where(np.isnan(x), NAN_HALF, upper)
@@ -155,7 +155,7 @@ def from_brain(bits: Array) -> Array:
 def as_tf32(bits: Array, mode: str) -> Array:
     """A mantissa of 10 bits: halfway cases away from zero, or to even."""
     words = bits.view(np.uint32)
-    steps = {"rna": np.uint32(0x1000), "rz": np.uint32(0)}
+    steps: dict[str, Any] = {"rna": np.uint32(0x1000), "rz": np.uint32(0)}
     steps["rn"] = np.uint32(0xFFF) + ((words >> np.uint32(13)) & np.uint32(1))
     cut = (words + steps[mode]) & np.uint32(0xFFFFE000)
     value = words.view(np.float32)

@@ -1,4 +1,4 @@
-"""Arithmetic on floats. What the ISA calls approximate is computed as exactly as the type allows."""
+"""Arithmetic on floats. What the ISA calls approximate is as exact here as the type allows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def elementwise(frame: Frame, i: Instruction, function: Any) -> Step:
 def saturated(x: Array) -> Array:
     """Into [0, 1]; NaN becomes +0."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    return np.where(x > zero, np.minimum(x, one), zero)
+    result: Array = np.where(x > zero, np.minimum(x, one), zero)
+    return result
 
 
 def arithmetic(frame: Frame, i: Instruction) -> Step:
@@ -97,7 +98,8 @@ def _extreme(relation: Any, join: Any) -> Function:
     def function(a: Array, b: Array) -> Array:
         word = WORDS[a.dtype.itemsize]
         equal = join(a.view(word), b.view(word)).view(a.dtype)
-        return np.where(a == b, equal, relation(a, b))
+        result: Array = np.where(a == b, equal, relation(a, b))
+        return result
 
     return function
 

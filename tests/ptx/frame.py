@@ -30,7 +30,7 @@ from ptx.syntax import (
 
 LANES = 32
 Mask = Any  # True where all threads are active, otherwise an array of bool
-Step = Callable[[Mask], None]
+Step = Callable[[Mask], object]
 Addresses = Callable[[], Array]
 
 TYPES: dict[str, Any] = {
@@ -177,7 +177,8 @@ def narrowed(array: Array, dtype: Any) -> Array:
     step = array.dtype.itemsize // dtype.itemsize
     if not step:
         raise Unsupported(f"a register of {array.dtype} as {dtype}")
-    return array.view(dtype)[::step]
+    low: Array = array.view(dtype)[::step]
+    return low
 
 
 def of_integer(value: int, dtype: Any) -> Array:

@@ -99,17 +99,18 @@ def high_product(a: Array, b: Array) -> Array:
     size = a.dtype.itemsize
     if size < 8:
         wide = np.dtype(f"{a.dtype.kind}{2 * size}").type
-        return (np.multiply(a, b, dtype=wide) >> wide(8 * size)).astype(a.dtype)
+        upper: Array = (np.multiply(a, b, dtype=wide) >> wide(8 * size)).astype(a.dtype)
+        return upper
     x, y = unsigned(a), unsigned(b)
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     x0, x1, y0, y1 = x & low, x >> half, y & low, y >> half
     middle = x1 * y0 + (x0 * y0 >> half)
     lower = x0 * y1 + (middle & low)
-    high = x1 * y1 + (middle >> half) + (lower >> half)
+    high: Array = x1 * y1 + (middle >> half) + (lower >> half)
     if a.dtype.kind == "u":
         return high
     zero = np.uint64(0)
-    fixed = high - np.where(a < 0, y, zero) - np.where(b < 0, x, zero)
+    fixed: Array = high - np.where(a < 0, y, zero) - np.where(b < 0, x, zero)
     return fixed.view(np.int64)
 
 
@@ -184,6 +185,7 @@ def dot_of_bytes(frame: Frame, i: Instruction) -> Step:
 
     def function(a: Array, b: Array, c: Array) -> Array:
         total = (bytes_of(a, left) * bytes_of(b, right)).sum(1) + c
-        return (total & 0xFFFFFFFF).astype(np.uint32).view(c.dtype)
+        low: Array = (total & 0xFFFFFFFF).astype(np.uint32).view(c.dtype)
+        return low
 
     return elementwise(frame, i, function, ["u32", "u32", sums], sums)

@@ -49,7 +49,7 @@ def launch(
     shared_bytes: int = 0,
     batch_threads: int = BATCH_THREADS,
 ) -> Statistics:
-    """Run `blocks` blocks of `threads`; raises a PtxError where the kernel or the launch is wrong."""
+    """Run `blocks` blocks of `threads`; a PtxError where the kernel or the launch is wrong."""
     check_launch(kernel, blocks, threads, parameters)
     statistics = Statistics()
     memory.begin_launch()
@@ -274,7 +274,7 @@ class Machine:
                 frame.fault(BarrierDivergence, instruction, index, text)
         self.arrived |= mask
         self.resume[mask] = place
-        complete = (self.arrived | ~frame.alive).reshape(-1, row).all(1)
+        complete: Array = (self.arrived | ~frame.alive).reshape(-1, row).all(1)
         complete &= self.arrived.reshape(-1, row).any(1)
         if complete.any():
             self.release(complete)
@@ -292,10 +292,10 @@ class Machine:
     def same_barrier(self, waiting: Array) -> None:
         """All threads of a block wait at one instruction, and none of them has ended."""
         row, present = self.shape.row, self.frame.thread < self.shape.threads
-        place = np.where(waiting, self.resume, -1).reshape(-1, row)
+        place: Array = np.where(waiting, self.resume, -1).reshape(-1, row)
         at = place.max(1)
-        among = waiting.reshape(-1, row).any(1)[:, None] & present.reshape(-1, row)
-        wrong = (among & (place != at[:, None])).reshape(-1)
+        among: Array = waiting.reshape(-1, row).any(1)[:, None] & present.reshape(-1, row)
+        wrong: Array = (among & (place != at[:, None])).reshape(-1)
         if wrong.any():
             index = int(wrong.argmax())
             instruction = self.kernel.instructions[int(at[index // row])]

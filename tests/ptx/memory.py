@@ -148,8 +148,10 @@ class Region:
         """[access, component]: `count` neighbouring words."""
         words = self._words[size]
         if count == 1:
-            return words[offsets // size][:, None]
-        return words.reshape(-1, count)[offsets // (size * count)]
+            single: Array = words[offsets // size]
+            return single[:, None]
+        rows: Array = words.reshape(-1, count)[offsets // (size * count)]
+        return rows
 
     def write(self, offsets: Array, size: int, values: Array) -> None:
         """`values` [access, component]; of accesses to one place the last one stays."""

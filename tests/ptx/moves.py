@@ -130,11 +130,12 @@ def parameter(frame: Frame, i: Instruction, place: Any, kind: str) -> Array:
     if not isinstance(place, Address) or not isinstance(place.base, Symbol):
         raise Unsupported("a parameter by address")
     size = np.dtype(TYPES[kind]).itemsize
-    data = frame.parameters[place.base.name]
+    data: Array = frame.parameters[place.base.name]
     part = data[..., place.offset : place.offset + size]
     if part.shape[-1] != size:
         raise Unsupported(f"{size} bytes at {place.offset} of a parameter")
-    return part.view(TYPES[kind])[..., 0]
+    value: Array = part.view(TYPES[kind])[..., 0]
+    return value
 
 
 def load_parameter(frame: Frame, i: Instruction) -> Step:
@@ -230,7 +231,7 @@ def update(frame: Frame, i: Instruction) -> Step:
 def apply(name: str, piece: Piece, kind: Any, operands: list[Array], returns: bool) -> Array:
     """Update the places; what they held before."""
     data = piece.region.typed(kind)
-    places = piece.offsets // np.dtype(kind).itemsize
+    places: Array = piece.offsets // np.dtype(kind).itemsize
     if name in UPDATES and not returns:
         UPDATES[name].at(data, places, operands[0])
         return places

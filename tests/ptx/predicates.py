@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ptx.errors import Unsupported
-from ptx.floats import flushed
 from ptx.frame import Frame, Mask, Step, builds, parts
 from ptx.memory import Array
+from ptx.rounding import flushed
 from ptx.syntax import Instruction, Operand
 
 Compare = Callable[[Array, Array], Array]

@@ -1,4 +1,4 @@
-"""A kernel with the functions that it calls put in place: one list of instructions, resolved labels.
+"""A kernel with the functions that it calls put in place: one list of instructions.
 
 A call becomes the callee's instructions under names of their own, with its parameters named as the
 caller names them; its `ret` jumps to what follows.
