@@ -103,7 +103,9 @@ def test_faults(fault: Fault) -> None:
     if "%p9" in fault.new:  # true for the first 32 threads, and only half of them where lanes count
         limit = 16 if fault.error is errors.InactiveLanes else 32
         text = text.replace(".reg .pred 	%p<3>;", ".reg .pred 	%p<10>;")
-        text = text.replace("cvt.u64.u32 	%rd5", f"setp.lt.u32 %p9, %r1, {limit};\ncvt.u64.u32 	%rd5")
+        text = text.replace(
+            "cvt.u64.u32 	%rd5", f"setp.lt.u32 %p9, %r1, {limit};\ncvt.u64.u32 	%rd5"
+        )
     with pytest.raises(fault.error) as found:
         sample.run(text, **fault.changes)
     assert fault.says in str(found.value)

@@ -47,7 +47,8 @@ def shift(frame: Frame, i: Instruction) -> Step:
 def left_shift(a: Array, amount: Array) -> Array:
     width = a.dtype.itemsize * 8
     inside = np.minimum(amount, width - 1).astype(a.dtype)
-    return np.where(amount < width, a << inside, a.dtype.type(0))
+    shifted: Array = np.where(amount < width, a << inside, a.dtype.type(0))
+    return shifted
 
 
 def right_shift(a: Array, amount: Array) -> Array:
@@ -86,7 +87,8 @@ def extract(frame: Frame, i: Instruction) -> Step:
             return field
         last = np.minimum(start + np.maximum(length, 1) - 1, width - 1)
         negative = ((right_shift(bits, last) & bits.dtype.type(1)) == 1) & (length > 0)
-        return np.where(negative, field | ~field_mask(length, bits.dtype), field).view(a.dtype)
+        there = np.minimum(length, np.maximum(width, start) - start)
+        return np.where(negative, field | ~field_mask(there, bits.dtype), field).view(a.dtype)
 
     return elementwise(frame, i, function, [kind, "u32", "u32"], kind)
 

@@ -274,8 +274,8 @@ class Machine:
                 frame.fault(BarrierDivergence, instruction, index, text)
         self.arrived |= mask
         self.resume[mask] = place
-        complete: Array = (self.arrived | ~frame.alive).reshape(-1, row).all(1)
-        complete &= self.arrived.reshape(-1, row).any(1)
+        waits = self.arrived.reshape(-1, row)
+        complete = np.all(waits | ~frame.alive.reshape(-1, row), axis=1) & np.any(waits, axis=1)
         if complete.any():
             self.release(complete)
 
@@ -294,7 +294,8 @@ class Machine:
         row, present = self.shape.row, self.frame.thread < self.shape.threads
         place: Array = np.where(waiting, self.resume, -1).reshape(-1, row)
         at = place.max(1)
-        among: Array = waiting.reshape(-1, row).any(1)[:, None] & present.reshape(-1, row)
+        some = np.any(waiting.reshape(-1, row), axis=1, keepdims=True)
+        among = some & present.reshape(-1, row)
         wrong: Array = (among & (place != at[:, None])).reshape(-1)
         if wrong.any():
             index = int(wrong.argmax())
