@@ -66,32 +66,104 @@ FAULTS = [
         -1,
     ),
     Fault("no barrier after a wait", "pipeline", errors.SharedRace, "another warp", BARRIER, ""),
-    Fault("odd bytes copied", "pipeline", errors.Misaligned, "16 bytes", "[%rd31], 16", "[%rd31+4], 16"),
+    Fault(
+        "odd bytes copied",
+        "pipeline",
+        errors.Misaligned,
+        "16 bytes",
+        "[%rd31], 16",
+        "[%rd31+4], 16",
+    ),
     Fault("odd address", "tensor", errors.Misaligned, "of global", "[%rd9]", "[%rd9+4]"),
-    Fault("odd shared address", "tensor", errors.Misaligned, "of shared", "[%rd3+512]", "[%rd3+520]"),
+    Fault(
+        "odd shared address", "tensor", errors.Misaligned, "of shared", "[%rd3+512]", "[%rd3+520]"
+    ),
     Fault("odd row", "tensor", errors.Misaligned, "shared memory at 0x8", "[%r22]", "[%r22+8]"),
     Fault("another block", "sums", errors.OutOfBounds, "block 5", changes={"blocks": 6}),
     Fault("another row", "pipeline", errors.OutOfBounds, "global", changes={"numbers": (7,)}),
-    Fault("too many elements", "sine", errors.OutOfBounds, "thread 22", changes={"numbers": (151,)}),
+    Fault(
+        "too many elements", "sine", errors.OutOfBounds, "thread 22", changes={"numbers": (151,)}
+    ),
     Fault("beyond shared", "sums", errors.OutOfBounds, "there are 8 bytes", changes={"shared": 8}),
     Fault("negative address", "tensor", errors.OutOfBounds, "global", "[%rd9]", "[%rd9+-16]"),
     Fault("nothing stored", "product", errors.Uninitialised, "shared", FIRST_STORE, ""),
-    Fault("reads its result", "sums", errors.Uninitialised, "global", "st.global.f32 	[%rd15], %f21", "ld.global.f32 	%f21, [%rd15]"),
+    Fault(
+        "reads its result",
+        "sums",
+        errors.Uninitialised,
+        "global",
+        "st.global.f32 	[%rd15], %f21",
+        "ld.global.f32 	%f21, [%rd15]",
+    ),
     Fault("an empty local array", "sine", errors.Uninitialised, "of local", "st.local.u64", "//"),
-    Fault("blocks overlap", "sums", errors.GlobalRace, "another block", "shl.b64 	%rd14, %rd1, 2", "mov.b64 	%rd14, 0"),
-    Fault("blocks write what others read", "sums", errors.GlobalRace, "global", "[%rd15], %f21", "[%rd3], %f21"),
+    Fault(
+        "blocks overlap",
+        "sums",
+        errors.GlobalRace,
+        "another block",
+        "shl.b64 	%rd14, %rd1, 2",
+        "mov.b64 	%rd14, 0",
+    ),
+    Fault(
+        "blocks write what others read",
+        "sums",
+        errors.GlobalRace,
+        "global",
+        "[%rd15], %f21",
+        "[%rd3], %f21",
+    ),
     Fault("shuffle in a branch", "sums", errors.InactiveLanes, "lanes [", SHFL, f"@%p9 {SHFL}"),
-    Fault("product in a branch", "tensor", errors.InactiveLanes, "inactive", "mma.sync", "@%p1 mma.sync"),
-    Fault("matrix in a branch", "tensor", errors.InactiveLanes, "inactive", "ldmatrix", "@%p1 ldmatrix"),
-    Fault("half a warp at a barrier", "tensor", errors.BarrierDivergence, "elsewhere", BARRIER, f"@%p1 {BARRIER}"),
-    Fault("one warp at a barrier", "sums", errors.BarrierDivergence, "thread", BARRIER, f"@%p9 {BARRIER}", -1),
-    Fault("too much shared", "sums", errors.LaunchFault, "166912 at most", changes={"shared": 1 << 18}),
+    Fault(
+        "product in a branch",
+        "tensor",
+        errors.InactiveLanes,
+        "inactive",
+        "mma.sync",
+        "@%p1 mma.sync",
+    ),
+    Fault(
+        "matrix in a branch",
+        "tensor",
+        errors.InactiveLanes,
+        "inactive",
+        "ldmatrix",
+        "@%p1 ldmatrix",
+    ),
+    Fault(
+        "half a warp at a barrier",
+        "tensor",
+        errors.BarrierDivergence,
+        "elsewhere",
+        BARRIER,
+        f"@%p1 {BARRIER}",
+    ),
+    Fault(
+        "one warp at a barrier",
+        "sums",
+        errors.BarrierDivergence,
+        "thread",
+        BARRIER,
+        f"@%p9 {BARRIER}",
+        -1,
+    ),
+    Fault(
+        "too much shared", "sums", errors.LaunchFault, "166912 at most", changes={"shared": 1 << 18}
+    ),
     Fault("too many threads", "sums", errors.LaunchFault, "96 at most", changes={"threads": 128}),
-    Fault("parameters missing", "sums", errors.LaunchFault, "3 parameters", changes={"numbers": (1,)}),
-    Fault("unknown instruction", "sums", errors.Unsupported, "frobnicate", "add.rn.f32", "frobnicate.f32"),
+    Fault(
+        "parameters missing", "sums", errors.LaunchFault, "3 parameters", changes={"numbers": (1,)}
+    ),
+    Fault(
+        "unknown instruction",
+        "sums",
+        errors.Unsupported,
+        "frobnicate",
+        "add.rn.f32",
+        "frobnicate.f32",
+    ),
     Fault("undeclared register", "sums", errors.Unsupported, "%f99", "%f21, %f20", "%f21, %f99"),
     Fault("a trap", "sums", errors.Trapped, "trap", "ret;", "trap;"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name.replace(" ", "_"))
