@@ -201,22 +201,31 @@ class Memory:
         """The address of a copy."""
         data = np.ascontiguousarray(array)
         address = self.empty(data.nbytes)
-        allocation = self._allocations[-1]
-        allocation.data[: data.nbytes] = np.frombuffer(data.tobytes(), np.uint8)
-        allocation.known[: data.nbytes] = THERE
-        allocation.is_complete = True
+        self.write(address, data)
+        self._allocations[-1].is_complete = True
         return address
+
+    def write(self, address: int, array: Array) -> None:
+        """Copy an array to memory that was allocated before."""
+        data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        allocation, start = self._place(address, data.nbytes)
+        allocation.data[start : start + data.nbytes] = data
+        allocation.known[start : start + data.nbytes] = THERE
 
     def get(self, address: int, shape: Any, dtype: Any) -> Array:
         """A copy of what is there; bytes that nobody wrote are poison."""
-        allocation = self.holding(address)
         kind = np.dtype(dtype)
         size = int(np.prod(shape)) * kind.itemsize
-        if allocation is None or address + size > allocation.address + allocation.size:
-            raise ValueError(f"{size} bytes at {address:#x} are not allocated")
-        start = address - allocation.address
+        allocation, start = self._place(address, size)
         raw = allocation.data[start : start + size].tobytes()
         return np.frombuffer(raw, kind).reshape(shape).copy()
+
+    def _place(self, address: int, size: int) -> tuple[Allocation, int]:
+        """Where so many bytes lie."""
+        allocation = self.holding(address)
+        if allocation is None or address + size > allocation.address + allocation.size:
+            raise ValueError(f"{size} bytes at {address:#x} are not allocated")
+        return allocation, address - allocation.address
 
     def holding(self, address: int) -> Allocation | None:
         """The allocation that an address lies in, or the last one before it."""
