@@ -129,6 +129,31 @@ def test_different_barriers() -> None:
         run(body, [np.zeros(1)], 64)
 
 
+SHARED = ".shared .align 16 .b8 here[32];\n"
+CONFLICTS: dict[str, tuple[type[errors.PtxError], str]] = {
+    "one of several readers writes": (
+        errors.GlobalRace,
+        "ld.global.u32 %r1, [%q0]; setp.eq.u32 %p1, %ctaid.x, 1; @%p1 st.global.u32 [%q0], %r1;",
+    ),
+    "reads what others update": (
+        errors.GlobalRace,
+        "ld.global.u32 %r1, [%q0]; red.global.add.u32 [%q0], 1;",
+    ),
+    "writes what is being copied": (
+        errors.NotWaitedFor,
+        "mov.u32 %r0, here; cp.async.ca.shared.global [%r0], [%q0], 4; st.shared.u32 [%r0], 1;",
+    ),
+    "updates what nobody wrote": (errors.Uninitialised, "red.shared.add.u32 [here+4], 1;"),
+}
+
+
+@pytest.mark.parametrize("name", CONFLICTS)
+def test_conflicts(name: str) -> None:
+    error, body = CONFLICTS[name]
+    with pytest.raises(error):
+        run(body, [np.zeros(4, np.uint32)], 1, blocks=2, before=SHARED)
+
+
 def test_lanes_that_do_not_exist() -> None:
     """A block need not fill its last warp."""
     body = "mad.wide.u32 %o, %t, 4, %q0; st.global.u32 [%o], %ntid.x; bar.sync 0;"
