@@ -1,6 +1,7 @@
 """What the tests of CUDA kernels share: the reason to skip them, compilation, SASS by instruction.
 
-Most tests need no driver and no GPU: kernels are compiled to machine code, which is looked at.
+No test needs a driver or a GPU: kernels are compiled to machine code, which is looked at, and run
+on the first GPU if there is one, otherwise by the emulator of PTX in `ptx`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ptx import Memory, Module, Program, launch
 from tilewright.dtypes import DType
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.runtime.cuda.toolchain import DISASSEMBLER, TO_COMPILE, TO_RUN, find_toolchain
@@ -89,7 +91,7 @@ def uses(found: Counter[str], wanted: str) -> bool:
     return any(name[0] in (head, head + "G") and set(parts) <= set(name) for name in names)
 
 
-runs = pytest.mark.skipif(not toolchain().has(TO_RUN), reason=missing(TO_RUN))
+runs = needs_compiler
 
 
 def execute(
@@ -100,9 +102,36 @@ def execute(
     shared: int = 0,
 ) -> list[Array]:
     """The arrays after a run of the kernel, then the code of a failed check if it makes some."""
-    kernel = compiled(replace(source, architecture=toolchain().gpus[0].architecture))
     codes = [np.zeros(1, np.int64)] if source.checks else []
-    return run(kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared))
+    device = toolchain().gpus[0].architecture if toolchain().has(TO_RUN) else None
+    kernel = compiled(replace(source, architecture=device or source.architecture))
+    function = run if device else emulate
+    return function(
+        kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared)
+    )
+
+
+@lru_cache(64)
+def program(ptx: str) -> Program:
+    """What the emulator runs."""
+    return Module(ptx).kernel()
+
+
+def emulate(
+    kernel: CompiledKernel,
+    arrays: Sequence[Array],
+    numbers: Sequence[int],
+    last: int,
+    grid: tuple[int, int, int],
+) -> list[Array]:
+    """As `run`, by the emulator, which raises an error for whatever PTX does not define."""
+    memory = Memory()
+    places = [memory.put(a) for a in arrays]
+    count = len(places) - last
+    blocks, threads, shared = grid
+    parameters = [*places[:count], *numbers, *places[count:]]
+    launch(program(kernel.ptx), memory, blocks, threads, parameters, shared)
+    return [memory.get(p, a.shape, a.dtype) for p, a in zip(places, arrays, strict=True)]
 
 
 def run(
@@ -110,7 +139,7 @@ def run(
     arrays: Sequence[Array],
     numbers: Sequence[int],
     last: int,
-    launch: tuple[int, int, int],
+    grid: tuple[int, int, int],
 ) -> list[Array]:
     """The arrays after a run on the first GPU; the `last` ones are parameters after the numbers."""
     from cuda.bindings import driver
@@ -131,7 +160,7 @@ def run(
     count = len(places) - last
     values = tuple(int(v) for v in (*places[:count], *numbers, *places[count:]))
     parameters = (values, (ctypes.c_int64,) * len(values))
-    blocks, threads, shared = launch
+    blocks, threads, shared = grid
     stream = driver.CUstream(0)
     call(
         driver.cuLaunchKernel,

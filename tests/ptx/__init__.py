@@ -1,0 +1,10 @@
+"""An emulator of PTX: runs what the compiler made on NumPy, and refuses what is undefined."""
+
+from __future__ import annotations
+
+from ptx.errors import PtxError
+from ptx.machine import Statistics, launch
+from ptx.memory import Memory
+from ptx.program import Module, Program
+
+__all__ = ["Memory", "Module", "Program", "PtxError", "Statistics", "launch"]
