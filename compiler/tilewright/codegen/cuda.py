@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from tilewright.codegen.emit import Emitter, stored_kind
+from tilewright.codegen.mma import print_async, print_mma
 from tilewright.codegen.spelling import SUFFIX, module_of
 from tilewright.codegen.tiles import indent
 from tilewright.dtypes import DType
@@ -18,16 +19,19 @@ from tilewright.loops.ir import (
     Barrier,
     Buffer,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
     Kernel,
     Load,
     LoopKind,
+    Mma,
     Space,
     Stmt,
     Store,
     Tile,
+    Wait,
 )
 from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import ScalarOp
@@ -43,11 +47,16 @@ COMBINED = {
     ScalarOp.MAX: "maximum",
     ScalarOp.MIN: "minimum",
 }
+PRODUCTS = ("f16", "bf16", "i8_i8", "u8_u8", "u8_i8", "i8_u8")
 _MODULES = {
     **dict.fromkeys(("block", "thread", "sync"), "threads"),
     **dict.fromkeys((f"{t}_{v}" for t in ("warp", "block") for v in COMBINED.values()), "reduce"),
     **dict.fromkeys((f"shared_{t}" for t in SUFFIX.values()), "pointers"),
-    "copy_vector": "memory",
+    **dict.fromkeys((f"load_matrix4{t}" for t in ("", "_transposed")), "mma"),
+    **dict.fromkeys((f"mma_{t}" for t in PRODUCTS), "mma"),
+    **dict.fromkeys(("parts_down", "parts_across"), "mma"),
+    **dict.fromkeys(("copy_vector", "copy_async", "copy_async_filled"), "memory"),
+    **dict.fromkeys(("async_commit", "async_wait"), "memory"),
     **dict.fromkeys((f"{v}_vector_{t}" for v in ("load", "store") for t in HALVES), "memory"),
 }
 
@@ -139,6 +148,8 @@ class _CudaEmitter(Emitter):
             return [*start, *self._statement(s.body)]
         if s.kind is LoopKind.VECTOR:
             return [self._copy(s)]
+        if s.kind is LoopKind.ASYNC:
+            return [print_async(self, s)]
         return super()._loop(replace(s, kind=LoopKind.SERIAL))  # NVVM unrolls as it sees fit
 
     def _statement(self, s: Stmt) -> list[str]:
@@ -147,6 +158,12 @@ class _CudaEmitter(Emitter):
                 return [f"{self.use('sync')}()"]
             case Combine():
                 return [self._combine(s)]
+            case Commit():
+                return [f"{self.use('async_commit')}()"]
+            case Wait(pending=pending):
+                return [f"{self.use('async_wait')}({pending})"]
+            case Mma():
+                return print_mma(self, s)
         return super()._statement(s)
 
     def _combine(self, s: Combine) -> str:
@@ -158,9 +175,8 @@ class _CudaEmitter(Emitter):
 
     def _share(self, dtype: DType, count: int) -> str:
         """Shared memory of its own for some elements, as text."""
-        kind = stored_kind(dtype)
-        found = f"{self.use(f'shared_{kind}')}({self.shared})"
-        self.shared += -(-count * dtype.compute.itemsize // ALIGNMENT) * ALIGNMENT
+        found = f"{self.use(f'shared_{SUFFIX[dtype]}')}({self.shared})"
+        self.shared += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return found
 
     def _tile(self, s: Tile) -> list[str]:
@@ -187,14 +203,24 @@ class _CudaEmitter(Emitter):
         """A thread's own part of a buffer as a local one."""
         if b.space is Space.THREAD:
             return replace(b, shape=b.shape[1:], space=Space.LOCAL), index[1:]
-        if b.space is Space.SHARED:
-            return replace(b, space=Space.LOCAL), index
         return b, index
 
     def _load(self, b: Buffer, index: tuple[Expr, ...]) -> str:
+        if b.space is Space.SHARED:
+            name, at = self.start(b, index)
+            return (
+                f"{self.use(f'load_{SUFFIX[b.dtype]}')}({name}, {at})"
+                if _is_half(b)
+                else f"{name}[{at}]"
+            )
         return super()._load(*self._of_thread(b, index))
 
     def _store(self, b: Buffer, index: tuple[Expr, ...], value: str) -> str:
+        if b.space is Space.SHARED:
+            name, at = self.start(b, index)
+            if _is_half(b):
+                return f"{self.use(f'store_{SUFFIX[b.dtype]}')}({name}, {at}, {value})"
+            return f"{name}[{at}] = {value}"
         return super()._store(*self._of_thread(b, index), value)
 
     def _copy(self, s: For) -> str:
@@ -203,17 +229,22 @@ class _CudaEmitter(Emitter):
         target, source = s.body, s.body.value
         assert isinstance(s.extent, Const)
         count = int(s.extent.value)
-        places = [
-            self._start(*self._of_thread(x.buffer, x.index), s.axis) for x in (target, source)
-        ]
+        places = [self.start(x.buffer, x.index, s.axis) for x in (target, source)]
         function, dtype = "copy_vector", target.buffer.dtype
-        if dtype.compute is not dtype:
-            verb = "store" if target.buffer.space is Space.GLOBAL else "load"
+        spaces = {target.buffer.space, source.buffer.space}
+        if dtype.compute is not dtype and not spaces <= {Space.GLOBAL, Space.SHARED}:
+            verb = "load" if target.buffer.space in (Space.LOCAL, Space.THREAD) else "store"
             function = f"{verb}_vector_{SUFFIX[dtype]}"
         (to, at), (of, there) = places
         return f"{self.use(function)}({to}, {at}, {of}, {there}, {count})"
 
-    def _start(self, b: Buffer, index: tuple[Expr, ...], axis: str) -> tuple[str, str]:
-        """The pointer and the offset of a vector's first element."""
+    def start(self, b: Buffer, index: tuple[Expr, ...], axis: str | None = None) -> tuple[str, str]:
+        """The pointer and the offset of an element; of a vector's first one along `axis`."""
+        b, index = self._of_thread(b, index)
         name, owner = self.memory(b)
-        return name, self.linear(offset(b, index, self.ranges).without(axis), owner)
+        form = offset(b, index, self.ranges)
+        return name, self.linear(form.without(axis) if axis else form, owner)
+
+
+def _is_half(b: Buffer) -> bool:
+    return b.dtype.compute is not b.dtype

@@ -38,6 +38,7 @@ from tilewright.loops.ir import (
     Buffer,
     Cast,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
@@ -45,12 +46,14 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     LoopKind,
+    Mma,
     Select,
     Space,
     Stmt,
     Store,
     Tile,
     Var,
+    Wait,
     dtype_of,
     walk,
 )
@@ -213,7 +216,7 @@ class Emitter:
                 return [self._accumulate(s)]
             case Tile():
                 return self._tile(s)
-            case Barrier() | Combine():
+            case Barrier() | Combine() | Commit() | Wait() | Mma():
                 raise NotImplementedError("the tasks of this target do not meet")
             case _:
                 assert_never(s)

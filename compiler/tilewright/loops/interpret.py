@@ -18,17 +18,20 @@ from tilewright.loops.ir import (
     Block,
     Cast,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
     If,
     Kernel,
     Load,
+    Mma,
     Select,
     Stmt,
     Store,
     Tile,
     Var,
+    Wait,
     dtype_of,
 )
 from tilewright.loops.scalars import ScalarOp
@@ -63,9 +66,9 @@ def run_statement(s: Stmt, axes: Axes, arrays: Arrays) -> None:
                 run_statement(t, axes, arrays)
         case Alloc(buffer=b, body=body):
             run_statement(body, axes, {**arrays, b.name: poisoned(b.shape, b.dtype)})
-        case Tile(meaning=meaning):
+        case Tile(meaning=meaning) | Mma(meaning=meaning):
             run_statement(meaning, axes, arrays)
-        case Barrier():
+        case Barrier() | Commit() | Wait():
             pass
         case Combine():
             _combine(s, arrays[s.buffer.name])

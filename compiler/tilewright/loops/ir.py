@@ -3,6 +3,7 @@
     expr   = Const | Var | Load(buffer, index) | Apply(op, args) | Cast(dtype, arg) | Select(cond,
     then, otherwise)
     stmt   = Store | Accumulate | For | If | Block | Alloc | Tile | Barrier | Combine
+           | Commit | Wait | Mma
     kernel = Kernel(name, params, body)
 
 Nodes are frozen: a pass returns a new tree, or the *same* tree when nothing changed. Indices are
@@ -38,7 +39,8 @@ class Space(Enum):
 
 class LoopKind(Enum):
     """How the iterations of a loop run: one after the other (written out or not), as tasks, as
-    blocks of threads, as the threads of a block, or as one access to adjacent elements."""
+    blocks of threads, as the threads of a block, as one access to adjacent elements, or as one
+    that goes on while the thread does other things."""
 
     SERIAL = "serial"
     UNROLLED = "unrolled"
@@ -46,6 +48,7 @@ class LoopKind(Enum):
     BLOCK = "block"
     THREAD = "thread"
     VECTOR = "vector"
+    ASYNC = "async"
 
 
 class Arithmetic:
@@ -249,7 +252,36 @@ class Combine:
     width: int
 
 
-Stmt = Store | Accumulate | For | If | Block | Alloc | Tile | Barrier | Combine
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Each thread's asynchronous copies since the last one are a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """All but the last `pending` groups of this thread's copies are done."""
+
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mma:
+    """Adds products of two tiles in shared memory to a warp's sums, on tensor cores.
+
+    `sums` is [thread, i, j, h, v]: 16 rows to an i, 8 columns to a j, a thread's two rows and two
+    columns of them. `left` and `right` are the tiles' first elements, `depth_last` says of each
+    whether its elements of one product lie side by side. The meaning is `meaning`: plain loops.
+    """
+
+    sums: Buffer
+    left: Load
+    right: Load
+    depth_last: tuple[bool, bool]
+    meaning: Stmt
+
+
+Together = Barrier | Combine | Commit | Wait | Mma  # of the threads of a block or a warp
+Stmt = Store | Accumulate | For | If | Block | Alloc | Tile | Together
 
 
 @dataclass(frozen=True)
@@ -267,7 +299,7 @@ class Kernel:
 Node = Expr | Stmt
 ANY = (
     *(Const, Var, Load, Apply, Cast, Select),
-    *(Store, Accumulate, For, If, Block, Alloc, Tile, Barrier, Combine),
+    *(Store, Accumulate, For, If, Block, Alloc, Tile, Barrier, Combine, Commit, Wait, Mma),
 )
 N = TypeVar("N", bound=Node)
 
@@ -325,7 +357,7 @@ def strides_of(buffer: Buffer) -> tuple[int, ...]:
 def children(node: Node) -> tuple[Node, ...]:
     """The nodes directly below, in order of evaluation."""
     match node:
-        case Const() | Var() | Barrier() | Combine():
+        case Const() | Var() | Barrier() | Combine() | Commit() | Wait():
             return ()
         case Load(index=index):
             return index
@@ -347,6 +379,8 @@ def children(node: Node) -> tuple[Node, ...]:
             return (body,)
         case Tile(meaning=meaning):
             return (meaning,)
+        case Mma(left=left, right=right, meaning=meaning):
+            return (left, right, meaning)
         case _:
             assert_never(node)
 
@@ -382,7 +416,7 @@ def rewrite(node: Node, rule: Callable[[Node], Node | None]) -> Node:
 
 def map_children(node: Node, f: Callable[[Node], Node]) -> Node:
     """The node with f applied to each child; the same node if nothing changed."""
-    if isinstance(node, (Const, Var, Barrier, Combine)):
+    if isinstance(node, (Const, Var, Barrier, Combine, Commit, Wait)):
         return node
     changes: dict[str, object] = {}
     for name in _CHILD_FIELDS[type(node)]:
@@ -410,6 +444,7 @@ _CHILD_FIELDS: dict[type, tuple[str, ...]] = {
     Block: ("stmts",),
     Alloc: ("body",),
     Tile: ("meaning",),
+    Mma: ("left", "right", "meaning"),
 }
 
 

@@ -13,6 +13,7 @@ from tilewright.loops.ir import (
     Buffer,
     Cast,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
@@ -20,11 +21,13 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     LoopKind,
+    Mma,
     Select,
     Stmt,
     Store,
     Tile,
     Var,
+    Wait,
     strides_of,
 )
 from tilewright.loops.scalars import ScalarOp
@@ -84,6 +87,12 @@ def _statement(s: Stmt) -> list[str]:
             return ["barrier"]
         case Combine(buffer=b, op=op, width=width):
             return [f"combine {b.name} by {op.name.lower()} over {width} threads"]
+        case Commit():
+            return ["commit copies"]
+        case Wait(pending=pending):
+            return [f"wait for copies, {pending} groups aside"]
+        case Mma(sums=sums, meaning=meaning):
+            return [f"mma {sums.name}:", *_indent(_statement(meaning))]
         case _:
             assert_never(s)
 

@@ -16,10 +16,12 @@ from tilewright.loops.ir import (
     For,
     Kernel,
     Load,
+    Mma,
     Node,
     Store,
     Tile,
     Var,
+    Wait,
     walk,
 )
 
@@ -64,4 +66,8 @@ def _token(n: Node, numbers: dict[str, int]) -> Hashable:
             return kind, len(stmts)
         case Tile(acc=acc, rows=rows, columns=columns):
             return kind, _buffer(acc, numbers), numbers.get(rows), numbers.get(columns)
+        case Wait(pending=pending):
+            return kind, pending
+        case Mma(sums=sums, depth_last=depth_last):
+            return kind, _buffer(sums, numbers), depth_last
     return kind

@@ -29,6 +29,7 @@ from tilewright.loops.ir import (
     Buffer,
     Cast,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
@@ -36,12 +37,14 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     LoopKind,
+    Mma,
     Select,
     Space,
     Stmt,
     Store,
     Tile,
     Var,
+    Wait,
     dtype_of,
     variables,
     walk,
@@ -114,7 +117,11 @@ class _Verifier:
             case Combine(buffer=b):
                 if scope.buffers.get(b.name) != b:
                     scope.fail(f"the combined buffer {b.name} is not in scope")
-            case Barrier():
+            case Mma(sums=sums, meaning=meaning):
+                if sums.name not in scope.buffers:
+                    scope.fail(f"the sums {sums.name} are not in scope")
+                self.statement(meaning, scope.at("mma"))
+            case Barrier() | Commit() | Wait():
                 pass
             case _:
                 assert_never(s)

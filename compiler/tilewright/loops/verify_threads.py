@@ -5,6 +5,8 @@
 * barriers and combinations stand outside of the loops over threads, so that all threads meet there;
 * an element of a thread's own registers is used by that thread alone;
 * what one thread writes, another reads or writes only after a barrier;
+* what is copied asynchronously is read only after a wait and then a barrier;
+* the lanes of a warp come to its matrix products together;
 * what outlives the block is written by threads, and no two write one element;
 * the shared memory of a block fits.
 """
@@ -14,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import NoReturn
+from typing import NoReturn, Union
 
 from tilewright.errors import VerifyError
-from tilewright.loops.affine import Ranges, simplify_index
+from tilewright.loops.affine import Ranges, linear, simplify_index
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -26,6 +28,7 @@ from tilewright.loops.ir import (
     Block,
     Buffer,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
@@ -33,13 +36,16 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     LoopKind,
+    Mma,
     Node,
     Space,
     Stmt,
     Store,
     Tile,
     Var,
+    Wait,
     rewrite,
+    substitute,
     variables,
     walk,
 )
@@ -52,6 +58,7 @@ OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
 MAX_SHARED_BYTES = 227 << 10
 
 Element = tuple[Expr, ...]
+_Event = Union["_Phase", Barrier, Wait]
 
 
 def has_threads(kernel: Kernel) -> bool:
@@ -84,6 +91,31 @@ class _Phase:
 
     reads: dict[str, set[Element]] = field(default_factory=dict)
     writes: dict[str, set[Element]] = field(default_factory=dict)
+    copied: dict[str, int] = field(default_factory=dict)  # asynchronously; the stages there are
+
+
+@dataclass
+class _Copies:
+    """Buffers that asynchronous copies go to, and whether all threads know of their arrival."""
+
+    targets: dict[str, int] = field(default_factory=dict)  # the stages of each
+    waited: bool = False
+    arrived: bool = False
+
+    def see(self, event: _Event) -> str | None:
+        """The buffer that is read too early, if one is."""
+        match event:
+            case Wait(pending=pending):
+                self.waited = all(pending <= stages - 2 for stages in self.targets.values())
+            case Barrier():
+                self.arrived = self.waited
+            case _Phase():
+                early = next((b for b in event.reads if b in self.targets), None)
+                if early and not self.arrived:
+                    return early
+                self.targets |= event.copied
+                self.waited = self.waited and not event.copied
+        return None
 
 
 class _Checker:
@@ -129,14 +161,16 @@ class _Checker:
             case Store(buffer=b) | Accumulate(buffer=b):
                 if b.space is not Space.LOCAL:
                     self.fail(f"{b.name} is written outside of the threads")
-            case Tile() | Barrier():
+            case Tile() | Barrier() | Commit() | Wait() | Mma():
                 pass
 
     def inside(self, loop: For) -> None:
         """The body of a loop over threads."""
         for n in walk(loop.body):
-            if isinstance(n, (Barrier, Combine)):
+            if isinstance(n, (Barrier, Combine, Commit, Wait)):
                 self.fail("some threads might not come to a place where all must meet")
+            if isinstance(n, If) and any(isinstance(m, Mma) for m in walk(n)):
+                self.fail("some lanes of a warp might not come to its matrix product")
             if isinstance(n, For) and n.kind in OTHER_THREADS:
                 self.fail(f"loop {n.axis} over {n.kind.value}s inside of the threads")
             own = not isinstance(n, (Load, Store, Accumulate)) or n.buffer.space is not Space.THREAD
@@ -169,9 +203,13 @@ class _Checker:
 
     def races(self) -> None:
         seen: list[_Phase] = []
+        copies = _Copies()
         for phase in _phases(self.kernel.body, axis_ranges(self.kernel.body)):
-            if phase is None:
+            if (early := copies.see(phase)) is not None:
+                self.fail(f"{early} is read before copies to it are waited for")
+            if isinstance(phase, Barrier):
                 seen = []
+            if not isinstance(phase, _Phase):
                 continue
             for before in (*seen, phase):
                 self.compare(before, phase)
@@ -196,21 +234,39 @@ def _chooses_one(condition: Expr, thread: str) -> bool:
 
 
 def _same(a: set[Element], b: set[Element]) -> bool:
-    """Whether all accesses of a thread are to its own element."""
-    return len(a | b) == 1
+    """Whether no two threads may meet in one element: each uses its own, or others are apart."""
+    return all(p == q or _apart(p, q) for p in a for q in b)
 
 
-def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
-    """What happens in order, None for a barrier; a loop's body twice, because its end meets its
-    beginning."""
+def _apart(p: Element, q: Element) -> bool:
+    """Whether an index of both differs, whatever the axes are."""
+    return any(_differ(x, y) for x, y in zip(p, q, strict=True))
+
+
+def _differ(x: Expr, y: Expr) -> bool:
+    """Whether x - y is a constant that is not 0; of two remainders, no multiple of the divisor."""
+    match x, y:
+        case (
+            Apply(op=ScalarOp.MOD, args=(a, Const(value=n))),
+            Apply(op=ScalarOp.MOD, args=(b, Const(value=m))),
+        ) if n == m:
+            distance = linear(a - b, {})
+            return not distance.terms and distance.constant % int(n) != 0
+    distance = linear(x - y, {})
+    return not distance.terms and distance.constant != 0
+
+
+def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
+    """What happens in order; a loop's body twice, because its end meets its beginning."""
     match s:
-        case Barrier():
-            yield None
+        case Barrier() | Wait():
+            yield s
         case For(kind=LoopKind.THREAD):
             yield _phase(s, ranges)
-        case For(kind=LoopKind.SERIAL | LoopKind.UNROLLED, body=body):
+        case For(axis=axis, kind=LoopKind.SERIAL | LoopKind.UNROLLED, body=body):
             yield from _phases(body, ranges)
-            yield from _phases(body, ranges)
+            later: Stmt = substitute(body, {axis: Var(axis) + 1})  # type: ignore[assignment]
+            yield from _phases(later, ranges)
         case For(body=body) | If(body=body) | Alloc(body=body):
             yield from _phases(body, ranges)
         case Block(stmts=stmts):
@@ -224,6 +280,8 @@ def _phase(loop: For, ranges: Ranges) -> _Phase:
     for n in walk(loop):
         if isinstance(n, For):
             names.number(n.axis)
+            if n.kind is LoopKind.ASYNC and isinstance(n.body, Store):
+                phase.copied[n.body.buffer.name] = n.body.buffer.shape[0]
         if isinstance(n, (Load, Store, Accumulate)) and _is_common(n.buffer):
             kind = phase.reads if isinstance(n, Load) else phase.writes
             place = (names.plain(simplify_index(i, ranges)) for i in n.index)

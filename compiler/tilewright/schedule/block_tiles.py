@@ -203,7 +203,7 @@ class _Tiling:
 
     def each(self, s: Stmt) -> Stmt:
         """For every result of a thread."""
-        return _baked("i", self.how.height, _baked("j", self.how.width, s))
+        return baked_loop("i", self.how.height, baked_loop("j", self.how.width, s))
 
     # -- the factors
 
@@ -228,11 +228,11 @@ class _Tiling:
         count = extent * how.depth
         if count % how.threads:
             copy = If(element < count, copy)
-        return _baked(share, -(-count // how.threads), copy)
+        return baked_loop(share, -(-count // how.threads), copy)
 
     def lies_along_depth(self, factor: Expr) -> bool:
         """Whether neighbours in memory are neighbours in the sum, not in the results."""
-        return any(_step(factor, name) == 1 for name, _ in self.product.depth)
+        return any(memory_step(factor, name) == 1 for name, _ in self.product.depth)
 
     def guarded(self, value: Expr, limits: Sequence[tuple[Expr, int, int]]) -> Expr:
         """The value, or zero beyond the operand."""
@@ -280,7 +280,7 @@ class _Tiling:
                 self.each(Accumulate(self.sums, self.place, ScalarOp.ADD, product)),
             )
         )
-        return _baked("k", how.depth, Alloc(left, Alloc(right, body)))
+        return baked_loop("k", how.depth, Alloc(left, Alloc(right, body)))
 
     # -- the results
 
@@ -302,10 +302,10 @@ class _Tiling:
             moved: Stmt = rewrite(substitute(s, env), rule)  # type: ignore[assignment]
             done.append(self.grouped(moved, group, columns))
         body: Stmt = done[0] if len(done) == 1 else Block(tuple(done))
-        body = _baked("g", how.width // GROUP, body)
+        body = baked_loop("g", how.width // GROUP, body)
         if rows % how.rows:
             body = If(row < rows, body)
-        return _baked("i", how.height, body)
+        return baked_loop("i", how.height, body)
 
     def grouped(self, s: Stmt, group: Expr, columns: int) -> Stmt:
         """A store of a group of results side by side."""
@@ -326,17 +326,18 @@ class _Tiling:
         return {a: (0.0, n - 1.0) for a, n in every.items()}
 
 
-def _baked(axis: str, count: int, body: Stmt) -> Stmt:
+def baked_loop(axis: str, count: int, body: Stmt) -> Stmt:
+    """A loop of a fixed extent that is printed as such; none for a single iteration."""
     if count == 1:
         return substitute(body, {axis: index_const(0)})  # type: ignore[return-value]
     return For(axis, index_const(count), body, baked=True)
 
 
 def _vector(axis: str, count: int, copy: Stmt) -> Stmt:
-    return _baked(axis, count, For("v", index_const(GROUP), copy, LoopKind.VECTOR, baked=True))
+    return baked_loop(axis, count, For("v", index_const(GROUP), copy, LoopKind.VECTOR, baked=True))
 
 
-def _step(factor: Expr, axis: str) -> int:
+def memory_step(factor: Expr, axis: str) -> int:
     """The least distance in memory that a step of the axis makes in what the factor loads."""
     loads = (n for n in walk(factor) if isinstance(n, Load))
     found = [abs(offset(n.buffer, n.index, {}).coefficient(axis)) for n in loads]

@@ -20,6 +20,7 @@ from tilewright.loops.ir import (
     Barrier,
     Buffer,
     Combine,
+    Commit,
     Const,
     Expr,
     For,
@@ -27,11 +28,13 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     LoopKind,
+    Mma,
     Node,
     Stmt,
     Store,
     Tile,
     Var,
+    Wait,
     children,
     index_const,
     rewrite,
@@ -159,7 +162,7 @@ class _Distribute:
             case Store() | Accumulate() | If() | Tile():
                 leaf = substitute(rewrite(s, self._grow), {self.axis: self.position})
                 return For(self.inner, self.length, leaf, baked=self.baked)  # type: ignore[arg-type]
-            case Barrier() | Combine():
+            case Barrier() | Combine() | Commit() | Wait() | Mma():
                 raise ScheduleError(f"the threads of a block meet inside the loop over {self.axis}")
             case _:
                 assert_never(s)

@@ -1,0 +1,85 @@
+"""How a kernel says that a warp multiplies matrices, and that it copies while it does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tilewright.codegen.spelling import SUFFIX
+from tilewright.dtypes import DType
+from tilewright.loops.ir import Buffer, Const, Expr, For, Load, Mma, Select, Store, strides_of
+
+VECTOR_BYTES = 16  # of a row of a matrix that a lane points to
+ROWS, WORDS, SUMS = 16, 4, 4  # of a matrix: its rows, and a lane's words and sums
+PAIR = 2  # matrices of 8 columns that one instruction loads
+
+
+class Printer(Protocol):
+    """What of an emitter is used here."""
+
+    locals: dict[str, str]
+
+    def use(self, name: str) -> str:
+        """The name, imported."""
+
+    def expr(self, e: Expr) -> str:
+        """An expression as text."""
+
+    def start(self, b: Buffer, index: tuple[Expr, ...], axis: str | None) -> tuple[str, str]:
+        """A buffer's name and the offset of an element, as text; where `axis` is 0."""
+
+
+def print_mma(printer: Printer, s: Mma) -> list[str]:
+    """Both tiles into fragments, then all products of them."""
+    _, high, wide, *_ = s.sums.shape
+    lines = [f"left = {printer.use('stack_u32')}({high * WORDS})"]
+    lines += [f"right = {printer.use('stack_u32')}({wide * WORDS // PAIR})"]
+    lines += _fragments(printer, "left", s.left, s.depth_last[0], high)
+    lines += _fragments(printer, "right", s.right, s.depth_last[1], wide // PAIR)
+    multiply = printer.use(_product(s.left.buffer.dtype, s.right.buffer.dtype))
+    place = f"(m * {wide} + n) * {SUMS}"
+    sums = printer.locals[s.sums.name]
+    return [
+        *lines,
+        f"for m in range({high}):",
+        f"    for n in range({wide}):",
+        f"        {multiply}({sums}, {place}, left, m * {WORDS}, right, n * {WORDS // PAIR})",
+    ]
+
+
+def _product(left: DType, right: DType) -> str:
+    same = left is right and left.is_float
+    return f"mma_{SUFFIX[left]}" if same else f"mma_{SUFFIX[left]}_{SUFFIX[right]}"
+
+
+def _fragments(printer: Printer, name: str, tile: Load, depth_last: bool, count: int) -> list[str]:
+    """The words of `count` matrices of 16 lines. Four parts of one are loaded at once: a lane
+    points to a row of them."""
+    *_, pitch, _ = strides_of(tile.buffer)
+    is_down = depth_last == (name == "left")
+    step = VECTOR_BYTES // tile.buffer.dtype.itemsize
+    lane = f"{printer.use('parts_down' if is_down else 'parts_across')}({pitch}, {step})"
+    source, at = printer.start(tile.buffer, tile.index, None)
+    load = printer.use("load_matrix4" if depth_last else "load_matrix4_transposed")
+    next_one = ROWS * pitch if depth_last else ROWS
+    return [
+        f"at = {at} + {lane}",
+        f"for m in range({count}):",
+        f"    {load}({name}, m * {WORDS}, {source}, at + m * {next_one})",
+    ]
+
+
+def print_async(printer: Printer, s: For) -> str:
+    """A copy to shared memory that nobody waits for yet; zeros where a condition does not hold."""
+    assert isinstance(s.body, Store) and isinstance(s.extent, Const)
+    count, value, conditions = int(s.extent.value), s.body.value, []
+    while isinstance(value, Select):
+        conditions.append(value.condition)
+        value = value.then
+    assert isinstance(value, Load)
+    target = ", ".join(printer.start(s.body.buffer, s.body.index, s.axis))
+    source = ", ".join(printer.start(value.buffer, value.index, s.axis))
+    if not conditions:
+        return f"{printer.use('copy_async')}({target}, {source}, {count})"
+    held = " & ".join(f"({printer.expr(c)})" for c in conditions)
+    valid = f"{printer.use('select')}({held}, {count}, 0)"
+    return f"{printer.use('copy_async_filled')}({target}, {source}, {count}, {valid})"
