@@ -197,7 +197,8 @@ class _CudaEmitter(Emitter):
         return lines
 
     def memory(self, b: Buffer) -> tuple[str, str | None]:
-        return super().memory(b) if b.space is Space.GLOBAL else (self.locals[b.name], None)
+        found = self.locals.get(b.name)
+        return super().memory(b) if found is None else (found, None)
 
     def _of_thread(self, b: Buffer, index: tuple[Expr, ...]) -> tuple[Buffer, tuple[Expr, ...]]:
         """A thread's own part of a buffer as a local one."""
@@ -207,20 +208,12 @@ class _CudaEmitter(Emitter):
 
     def _load(self, b: Buffer, index: tuple[Expr, ...]) -> str:
         if b.space is Space.SHARED:
-            name, at = self.start(b, index)
-            return (
-                f"{self.use(f'load_{SUFFIX[b.dtype]}')}({name}, {at})"
-                if _is_half(b)
-                else f"{name}[{at}]"
-            )
+            b = replace(b, space=Space.GLOBAL)  # halves and booleans lie as they do there
         return super()._load(*self._of_thread(b, index))
 
     def _store(self, b: Buffer, index: tuple[Expr, ...], value: str) -> str:
         if b.space is Space.SHARED:
-            name, at = self.start(b, index)
-            if _is_half(b):
-                return f"{self.use(f'store_{SUFFIX[b.dtype]}')}({name}, {at}, {value})"
-            return f"{name}[{at}] = {value}"
+            b = replace(b, space=Space.GLOBAL)
         return super()._store(*self._of_thread(b, index), value)
 
     def _copy(self, s: For) -> str:
@@ -244,7 +237,3 @@ class _CudaEmitter(Emitter):
         name, owner = self.memory(b)
         form = offset(b, index, self.ranges)
         return name, self.linear(form.without(axis) if axis else form, owner)
-
-
-def _is_half(b: Buffer) -> bool:
-    return b.dtype.compute is not b.dtype

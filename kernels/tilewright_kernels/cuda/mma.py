@@ -22,6 +22,7 @@ from tilewright_kernels.cuda import halves
 from tilewright_kernels.cuda.intrinsics import (
     F32,
     I32,
+    I64,
     element,
     literal_intrinsic,
     meaning,
@@ -29,6 +30,7 @@ from tilewright_kernels.cuda.intrinsics import (
     registers,
     shared_address,
 )
+from tilewright_kernels.cuda.threads import register
 
 LANES, ROWS, COLUMNS = 32, 16, 8
 LANE = np.arange(LANES)
@@ -190,6 +192,30 @@ def _load_matrices(count: int, transposed: bool) -> Any:
     return meaning(mean)(function)
 
 
+def _parts(name: str, python: Any) -> Any:
+    @literal_intrinsic
+    def function(typing: Any, pitch: Any, step: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            lane = builder.zext(register(builder, "laneid"), I64)
+            low = builder.and_(lane, I64(7))
+            middle = builder.and_(builder.lshr(lane, I64(3)), I64(1))
+            high = builder.lshr(lane, I64(4))
+            below, beside = (middle, high) if name == "down" else (high, middle)
+            row = builder.add(low, builder.mul(below, I64(8)))
+            row = builder.mul(row, I64(pitch.literal_value))
+            return builder.add(row, builder.mul(beside, I64(step.literal_value)))
+
+        return types.int64(pitch, step), emit
+
+    return meaning(python)(function)
+
+
+# Where a lane points to in a matrix of 16 rows, `pitch` elements apart, of which it loads four
+# parts of 8 rows: the second one below the first, or beside it, `step` elements on.
+parts_down = _parts("down", lambda pitch, step: LANE % 16 * pitch + LANE // 16 * step)
+parts_across = _parts(
+    "across", lambda pitch, step: (LANE % 8 + LANE // 16 * 8) * pitch + LANE // 8 % 2 * step
+)
 # target[j:j+N] becomes each lane's words of N matrices of 8 x 8 elements of 16 bits in shared
 # memory. Lane 8 * n + r points (source, i) to row r of matrix n: 16 bytes, aligned to 16.
 load_matrix1, load_matrix1_transposed = _load_matrices(1, False), _load_matrices(1, True)
