@@ -244,16 +244,19 @@ def _apart(p: Element, q: Element) -> bool:
 
 
 def _differ(x: Expr, y: Expr) -> bool:
-    """Whether x - y is a constant that is not 0; of two remainders, no multiple of the divisor."""
-    match x, y:
-        case (
-            Apply(op=ScalarOp.MOD, args=(a, Const(value=n))),
-            Apply(op=ScalarOp.MOD, args=(b, Const(value=m))),
-        ) if n == m:
-            distance = linear(a - b, {})
-            return not distance.terms and distance.constant % int(n) != 0
+    """Whether x - y is a constant that is not 0; of remainders, no multiple of the divisor."""
+    for e in (x, y):
+        if isinstance(e, Apply) and e.op is ScalarOp.MOD and isinstance(e.args[1], Const):
+            distance = linear(_dividend(x, e.args[1]) - _dividend(y, e.args[1]), {})
+            return not distance.terms and distance.constant % int(e.args[1].value) != 0
     distance = linear(x - y, {})
     return not distance.terms and distance.constant != 0
+
+
+def _dividend(e: Expr, divisor: Const) -> Expr:
+    """What e is the remainder of; e itself if it is none."""
+    is_remainder = isinstance(e, Apply) and e.op is ScalarOp.MOD and e.args[1] == divisor
+    return e.args[0] if is_remainder else e  # type: ignore[union-attr]
 
 
 def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
