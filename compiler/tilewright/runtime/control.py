@@ -13,6 +13,7 @@ import numpy as np
 from tilewright.errors import ExecutionError, OperatorError
 from tilewright.graph.apply import HostFunction, own
 from tilewright.graph.ir import Array, Graph, Node, ValueInfo
+from tilewright.graph.remote import on_host
 
 Body = Callable[[Sequence[Any]], list[Any]]
 """A graph as a function of its inputs and of what it captures."""
@@ -49,7 +50,7 @@ def _if(node: Node, body: Callable[[Graph], Body]) -> _Run:
 
 
 def _truth(node: Node, value: Any) -> bool:
-    array = np.asarray(value)
+    array = np.asarray(on_host(value, "a condition", f"node {node.label} decides on the host"))
     if array.size != 1:
         raise ExecutionError(f"node {node.label}: the condition has {array.size} elements, not one")
     return bool(array.item())
@@ -61,7 +62,7 @@ def _loop(node: Node, body: Callable[[Graph], Body]) -> _Run:
 
     def run(operands: list[Any], captured: list[Any]) -> list[Any]:
         trips, condition, *state = (*operands, None, None)[: max(len(operands), 2)]
-        limit = None if trips is None else int(np.asarray(trips).item())
+        limit = None if trips is None else _trips(node, trips)
         going = condition is None or _truth(node, condition)
         stacks: list[list[Any]] = [[] for _ in graph.outputs[1 + len(state) :]]
         step = 0
@@ -79,6 +80,11 @@ def _loop(node: Node, body: Callable[[Graph], Body]) -> _Run:
     return run
 
 
+def _trips(node: Node, value: Any) -> int:
+    reason = f"node {node.label} counts on the host"
+    return int(np.asarray(on_host(value, "a number of trips", reason)).item())
+
+
 def _stacked(node: Node, items: list[Any], info: ValueInfo, axis: int = 0) -> Array:
     """The items along a new axis; with no items, what the body declares, with extent 0."""
     if not items:
@@ -86,6 +92,8 @@ def _stacked(node: Node, items: list[Any], info: ValueInfo, axis: int = 0) -> Ar
         return np.zeros(
             (*shape[:axis], 0, *shape[axis:]), info.dtype.numpy if info.dtype else np.float32
         )
+    reason = f"node {node.label} puts what its steps return together on the host"
+    items = [on_host(i, f"value {info.name!r}", reason) for i in items]
     try:
         return np.stack(items, axis)
     except ValueError:
@@ -108,7 +116,9 @@ def _scan(node: Node, body: Callable[[Graph], Body]) -> _Run:
 
     def run(operands: list[Any], captured: list[Any]) -> list[Any]:
         state, sequences = operands[:carried], operands[carried:]
-        slices = [_slices(node, *s) for s in zip(sequences, axes, reverse, strict=True)]
+        reason = f"node {node.label} takes it apart on the host"
+        whole = [on_host(s, "a sequence", reason) for s in sequences]
+        slices = [_slices(node, *s) for s in zip(whole, axes, reverse, strict=True)]
         if len({len(s) for s in slices}) > 1:
             raise ExecutionError(
                 f"node {node.label}: scan inputs of lengths {[len(s) for s in slices]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
@@ -11,12 +11,16 @@ from weakref import WeakSet
 import numpy as np
 
 from tilewright.graph.ir import Array
+from tilewright.graph.remote import is_array
 from tilewright.graph.stages import Finish, NeedValue, Stage
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Placeholder, Tensor
 
 Step = Callable[[dict[str, Any]], list[Any]]
 """A host step: from the values of the call to results, in the order of the node's outputs."""
+
+Origin = tuple[str, str]
+"""What the model calls a value, and who may have put it into the host's memory."""
 
 PLAIN_KEY_BYTES = 4096  # values up to this size are keys as they are, larger ones by a digest
 
@@ -40,15 +44,16 @@ class Runner(Protocol):
     def nbytes(self) -> int:
         """Memory that is held between runs."""
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """The outputs for C-contiguous arrays, one to an input."""
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """The outputs for arrays where the target has them, one to an input: C-contiguous NumPy
+        arrays, or arrays on a device."""
 
 
 @runtime_checkable
 class Timed(Protocol):
     """A Runner that can say how long its kernels take."""
 
-    def timed(self, arrays: Sequence[Array]) -> tuple[list[Array], list[float]]:
+    def timed(self, arrays: Sequence[Any]) -> tuple[list[Any], list[float]]:
         """The outputs of a run, and the seconds that each kernel took in it."""
 
 
@@ -71,7 +76,8 @@ class Evaluation:
 
 
 class Segment:
-    """One stage, ready to run: `arrivals` are the names of what the cut above brought."""
+    """One stage, ready to run: `arrivals` are the names of what the cut above brought,
+    `origins` tell of all values that a run holds here where they come from."""
 
     __slots__ = (
         "__weakref__",
@@ -83,6 +89,7 @@ class Segment:
         "keep",
         "key",
         "needs",
+        "origins",
         "parent",
         "passes",
         "reads",
@@ -101,12 +108,14 @@ class Segment:
         step: Step | None,
         arrivals: Sequence[str | None],
         seconds: float,
+        origins: Mapping[str, Origin],
     ) -> None:
         self.stage = stage
         self.runner = runner
         self.step = step
         self.arrivals = tuple(arrivals)
         self.seconds = seconds
+        self.origins = origins
         # Pairs of place and name, for loops that a short call has no time to zip.
         self.brings = tuple((k, n) for k, n in enumerate(arrivals) if n is not None)
         self.computes = tuple(enumerate(stage.names))
@@ -203,7 +212,7 @@ class Budget:
 
 def signature(values: Sequence[Any]) -> Hashable:
     """What a stage is specialised on: dtype and shape of an array, the kind of anything else."""
-    return tuple([(v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values])
+    return tuple([(v.dtype, v.shape) if is_array(v) else type(v) for v in values])
 
 
 def value_key(array: Array) -> Hashable:
