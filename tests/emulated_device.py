@@ -1,4 +1,4 @@
-"""A device for plans without a GPU: kernels run in the emulator of PTX, streams as late as they may.
+"""A device for plans without a GPU: the emulator of PTX, and streams that are as late as they may.
 
 Work waits in its stream until somebody must see its effect, so work that relies on luck (another
 stream that was quicker, memory that was not given out again yet) meets the worst case. Memory
@@ -62,20 +62,39 @@ class Mark:
 class _Queue:
     work: list[Callable[[], object]] = field(default_factory=list)
     done: int = 0
+    is_busy: bool = False  # it may be waiting for another stream
+
+    @property
+    def can_go_on(self) -> bool:
+        return not self.is_busy and self.done < len(self.work)
+
+    def step(self) -> None:
+        """Does the next piece of work."""
+        assert not self.is_busy, "streams wait for each other"
+        work, self.work[self.done] = self.work[self.done], _nothing
+        self.is_busy = True
+        try:
+            work()
+        finally:
+            self.is_busy = False
+            self.done += 1
 
 
 class EmulatedDevice:
-    """Implements `Device`."""
+    """Implements `Device`.
+
+    Streams that nobody waits for stand still or, if `mixed`, take turns with the one that works.
+    """
 
     architecture = "sm_90a"
 
-    def __init__(self, index: int = 0) -> None:
-        self.index = index
+    def __init__(self, index: int = 0, mixed: bool = False) -> None:
+        self.index, self.mixed = index, mixed
         self.memory = Memory()
         self.statistics = Statistics()
         self.allocations: dict[int, int] = {}  # bytes by address
         self.started: list[int] = []  # kernels of each start
-        self.updates = 0
+        self.updates = self.launched = 0
         self._queues: dict[int, _Queue] = {}
         self._local = threading.local()
         self._lock = threading.RLock()
@@ -115,9 +134,14 @@ class EmulatedDevice:
         with self._lock:
             queue = self._queue(mark.stream)
             while queue.done < mark.count:
-                place, queue.done = queue.done, queue.done + 1
-                work, queue.work[place] = queue.work[place], _nothing
-                work()
+                queue.step()
+                others = self._queues.values() if self.mixed else ()
+                for other in [q for q in others if q is not queue]:
+                    if other.can_go_on:
+                        other.step()
+
+    def is_reached(self, mark: Mark) -> bool:
+        return self._queue(mark.stream).done >= mark.count
 
     def finish(self, mark: Mark | None = None) -> None:
         self.reach(mark or self.mark())
@@ -180,6 +204,7 @@ class EmulatedDevice:
     def launch(self, step: Step, parameters: Sequence[int]) -> int:
         """The instructions that all threads execute."""
         with self._lock:
+            self.launched += 1
             self.statistics = launch(
                 *(program(step.function.ptx), self.memory, step.blocks, step.threads),
                 *(parameters, step.shared_bytes),

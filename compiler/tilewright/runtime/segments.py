@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 
@@ -75,6 +75,12 @@ class Evaluation:
         return [np.array(env[t.name], order="C") for t in self._outputs]
 
 
+class Children(dict[Hashable, "Segment"]):
+    """Segments by what leads to them; each knows its `Children`, but does not keep them."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Segment:
     """One stage, ready to run: `arrivals` are the names of what the cut above brought,
     `origins` tell of all values that a run holds here where they come from."""
@@ -125,8 +131,8 @@ class Segment:
         self.returns = self._returned()
         self.direct = runner is not None and self._is_direct()
         self.passes = self._passed()
-        self.children: dict[Hashable, Segment] = {}
-        self.parent: dict[Hashable, Segment] = {}
+        self.children = Children()
+        self.parent: Callable[[], Children | None] = Children
         self.key: Hashable = None
         self.used = 0
 
@@ -175,9 +181,9 @@ class Segment:
             waiting.extend(reversed(list(segment.children.values())))
 
 
-def attach(children: dict[Hashable, Segment], key: Hashable, child: Segment) -> Segment:
+def attach(children: Children, key: Hashable, child: Segment) -> Segment:
     """Makes `child` reachable under the key; it can be dropped again."""
-    child.parent, child.key = children, key
+    child.parent, child.key = ref(children), key
     children[key] = child
     child.touch()
     return child
@@ -200,7 +206,9 @@ class Budget:
             if not leaves:
                 return
             oldest = min(leaves, key=lambda s: s.used)
-            oldest.parent.pop(oldest.key, None)
+            siblings = oldest.parent()
+            if siblings is not None:
+                siblings.pop(oldest.key, None)
             self._segments.discard(oldest)
             self.dropped += 1
             total -= oldest.nbytes

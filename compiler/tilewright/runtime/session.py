@@ -23,7 +23,6 @@ from tilewright.graph.stages import (
     NeedValue,
     Output,
     Ref,
-    Stage,
     State,
     Value,
     arrive,
@@ -35,6 +34,7 @@ from tilewright.runtime.control import control_function
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.segments import (
     Budget,
+    Children,
     Evaluation,
     Origin,
     Runner,
@@ -99,7 +99,7 @@ class Session:
         self.workshop = workshop
         self.outer = dict(outer or {})  # held, because sessions are found by the identity of these
         self.captured = tuple(captured)
-        self.roots: dict[Hashable, Segment] = {}
+        self.roots = Children()
         self._specializer: Specializer | None = None
 
     def run(self, values: Sequence[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from tilewright.graph.ir import Array
 from tilewright.graph.remote import RemoteArray
 from tilewright.runtime.crossings import TO_HOST, Crossings
-from tilewright.runtime.cuda.device import Device
+from tilewright.runtime.cuda.device import VECTOR_BYTES, Device
 from tilewright.runtime.cuda.dlpack import CUDA, make_capsule
 
 NO_SYNC = -1  # DLPack: whoever takes the array orders the work himself
@@ -74,6 +74,28 @@ class DeviceArray(RemoteArray):
         made = DeviceArray.empty(self.device, self.shape, self.dtype, self.crossings)
         self.ready()
         self.device.move(made.address, self.address, self.nbytes)
+        made.mark = self.device.mark()
+        return made
+
+    def rows(self) -> list[RemoteArray]:
+        """Those that kernels can read are views."""
+        count, shape = self.shape[0], self.shape[1:]
+        size = prod(shape) * self.dtype.itemsize
+        made: list[RemoteArray] = []
+        for k in range(count):
+            place = self.address + k * size
+            row = DeviceArray(self.device, shape, self.dtype, place, self, self.crossings)
+            row.stream, row.mark = self.stream, self.mark
+            made.append(row.copy() if size % VECTOR_BYTES else row)
+        return made
+
+    def stacked(self, others: Sequence[RemoteArray]) -> DeviceArray:
+        items = [self, *(o for o in others if isinstance(o, DeviceArray))]
+        shape = (len(items), *self.shape)
+        made = DeviceArray.empty(self.device, shape, self.dtype, self.crossings)
+        for k, item in enumerate(items):
+            item.ready()
+            self.device.move(made.address + k * self.nbytes, item.address, self.nbytes)
         made.mark = self.device.mark()
         return made
 

@@ -29,7 +29,7 @@ class DeviceMemory(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One launch: `parameters` are 8 bytes each, in the kernel's order; they may change in place."""
+    """One launch: `parameters` are 8 bytes each, in the kernel's order; they may be changed."""
 
     function: Any
     blocks: int
@@ -82,6 +82,9 @@ class Device(Protocol):
 
     def wait(self, mark: Any) -> None:
         """Work that the current stream gets from now on begins when the mark is reached."""
+
+    def is_reached(self, mark: Any) -> bool:
+        """Whether all work before the mark is done; does not wait."""
 
     def finish(self, mark: Any = None) -> None:
         """Returns when the mark is reached, or all work in the current stream is done."""

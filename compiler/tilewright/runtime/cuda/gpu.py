@@ -79,6 +79,11 @@ class GpuDevice:
     def wait(self, mark: Any) -> None:
         call(driver.cuStreamWaitEvent, self.stream, mark.event, 0)
 
+    def is_reached(self, mark: Any) -> bool:
+        self._enter()
+        (status,) = driver.cuEventQuery(mark.event)
+        return bool(status == driver.CUresult.CUDA_SUCCESS)
+
     def finish(self, mark: Any = None) -> None:
         self._enter()
         if mark is None:

@@ -4,14 +4,15 @@ Streams. The work of a call goes into one stream: the one given to `run`, otherw
 of the library that the first arrays on the device come from (see `streams`), otherwise one of the
 device's own. Results that stay on the device are ready for whatever that stream gets later; the
 call does not wait for them, unless kernels check their data. Results for the host have been waited
-for. An input on the device must not be freed for use by other streams before the call's stream has
-used it, as with any asynchronous library.
+for. Where `stream` is not the inputs' own, they are held until it has used them, which later calls
+look at; who mixes arrays of several streams in one call keeps them himself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import Any
 
@@ -35,19 +36,27 @@ class Port:
     def __init__(self, device: Device, cupy: CupyArrays | None = None) -> None:
         self.device, self.cupy = device, cupy
         self.crossings = Crossings()
+        self._held: deque[tuple[Any, list[Any]]] = deque()
 
     @contextmanager
     def call(self, values: Sequence[Any], stream: Any) -> Iterator[bool]:
         """While entered, work goes into the call's stream; whether its results stay here."""
         remote = [v for v in values if place_of(v) is not None]
-        if stream is not None:
-            chosen = stream_handle(stream)
-        elif remote:
-            chosen = stream_behind(remote)
-        else:
-            chosen = self.device.stream
+        usual = stream_behind(remote) if remote else self.device.stream
+        chosen = usual if stream is None else stream_handle(stream)
         with self.device.on(chosen):
             yield bool(remote)
+            if remote and chosen != usual:
+                self._hold(remote)
+
+    def _hold(self, values: list[Any]) -> None:
+        """Keeps the values until the current stream has come so far."""
+        for _ in range(len(self._held)):
+            with suppress(IndexError):  # another thread has it
+                mark, older = self._held.popleft()
+                if not self.device.is_reached(mark):
+                    self._held.append((mark, older))
+        self._held.append((self.device.mark(), values))
 
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> DeviceArray:
         """An array with arbitrary elements."""
