@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -28,6 +28,10 @@ from tilewright.runtime.cuda.port import Port
 Array = np.ndarray[Any, Any]
 OWN_STREAM = 1000
 NANOSECOND = 1e-9  # what an emulated instruction counts as
+
+
+class Blocked(Exception):
+    """A stream that waits for one that waits."""
 
 
 class DeviceFault(Exception):
@@ -70,14 +74,15 @@ class _Queue:
 
     def step(self) -> None:
         """Does the next piece of work."""
-        assert not self.is_busy, "streams wait for each other"
-        work, self.work[self.done] = self.work[self.done], _nothing
+        if self.is_busy:
+            raise Blocked("streams wait for each other")
         self.is_busy = True
         try:
-            work()
+            self.work[self.done]()
         finally:
             self.is_busy = False
-            self.done += 1
+        self.work[self.done] = _nothing
+        self.done += 1
 
 
 class EmulatedDevice:
@@ -138,7 +143,8 @@ class EmulatedDevice:
                 others = self._queues.values() if self.mixed else ()
                 for other in [q for q in others if q is not queue]:
                     if other.can_go_on:
-                        other.step()
+                        with suppress(Blocked):
+                            other.step()
 
     def is_reached(self, mark: Mark) -> bool:
         return self._queue(mark.stream).done >= mark.count

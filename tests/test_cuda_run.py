@@ -90,7 +90,9 @@ FAMILIES: dict[str, tuple[list[NodeProto], list[Shape], dict[str, Array]]] = {
         {"i": INDEX[:, None], "u": normal(4, 5)},
     ),
     "resize": (
-        [make_node("Resize", ["x", "", "s"], ["y"], mode="linear")], [(1, 2, 5, 6)], {"s": np.array([1, 1, 2, 1.5], "f")},
+        [make_node("Resize", ["x", "", "s"], ["y"], mode="linear")],
+        [(1, 2, 5, 6)],
+        {"s": np.array([1, 1, 2, 1.5], np.float32)},
     ),
     "sorting": ([node("TopK", "x k", "y i")], [(3, 9)], {"k": AXIS * 4}),
     "recurrence": (

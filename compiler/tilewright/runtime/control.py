@@ -12,7 +12,7 @@ import numpy as np
 
 from tilewright.errors import ExecutionError, OperatorError
 from tilewright.graph.apply import HostFunction, own
-from tilewright.graph.ir import Array, Graph, Node, ValueInfo
+from tilewright.graph.ir import Graph, Node, ValueInfo
 from tilewright.graph.remote import RemoteArray, on_host
 
 Body = Callable[[Sequence[Any]], list[Any]]

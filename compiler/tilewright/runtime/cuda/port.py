@@ -10,8 +10,8 @@ look at; who mixes arrays of several streams in one call keeps them himself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import prod
 from typing import Any
