@@ -57,6 +57,15 @@ class Timed(Protocol):
         """The outputs of a run, and the seconds that each kernel took in it."""
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A Runner whose arrays must be on a device, those that it does not use apart."""
+
+    @property
+    def used(self) -> Sequence[bool]:
+        """Which inputs kernels read."""
+
+
 class Evaluation:
     """A Runner without kernels: the tensor expressions themselves, on whole arrays."""
 

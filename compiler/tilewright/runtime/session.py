@@ -37,6 +37,7 @@ from tilewright.runtime.segments import (
     Children,
     Evaluation,
     Origin,
+    Placed,
     Runner,
     Segment,
     attach,
@@ -44,6 +45,7 @@ from tilewright.runtime.segments import (
     value_key,
 )
 
+CONSTANT: Origin = ("a constant", "it is known when the model is specialised")
 EVALUATE_LIMIT = 1 << 16  # points of a constant that are computed without making a kernel
 
 Planner = Callable[[Sequence[Placeholder], Sequence[Tensor]], Runner]
@@ -77,8 +79,7 @@ class Workshop:
         """The elements of constant tensors."""
         small = points(tensors, EVALUATE_LIMIT) <= EVALUATE_LIMIT
         runner = Evaluation((), tensors) if small else self.planner((), tensors)
-        why = "it is known when the model is specialised"
-        return [on_host(v, "a constant", why) for v in runner.run(())]
+        return [on_host(v, *CONSTANT) for v in runner.run(())]
 
     def sessions(self) -> Iterator[Session]:
         """The sessions of nested graphs that are in use."""
@@ -169,12 +170,13 @@ class Session:
 
     def _placed(self, segment: Segment, values: Sequence[Any]) -> Sequence[Any]:
         """The values that a plan reads, where it can read them."""
-        port = self.workshop.port
-        if port is None:
+        port, runner = self.workshop.port, segment.runner
+        if port is None or not isinstance(runner, Placed):
             return values
+        origin = segment.origins.get
         return [
-            port.upload(v, *segment.origins[n]) if isinstance(v, np.ndarray) else v
-            for n, v in zip(segment.reads, values, strict=True)
+            port.upload(v, *origin(n, CONSTANT)) if used and isinstance(v, np.ndarray) else v
+            for n, v, used in zip(segment.reads, values, runner.used, strict=True)
         ]
 
     def _compute(self, segment: Segment, held: dict[str, Any]) -> None:

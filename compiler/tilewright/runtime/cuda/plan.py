@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -173,6 +174,7 @@ class CudaPlan:
         self._words = np.array(words, np.int64)  # the parameters of all launches, ready to be read
         self._slots = [[slot for slot, _ in places[name]] for name in bound]
         self._users = [{k for _, k in places[name]} for name in bound]
+        self.used = [bool(places[t.name]) for t in inputs]
         self._bound = [0] * len(bound)
         functions = {id(c): device.load(c) for c in compiled}
         steps = [
@@ -184,33 +186,43 @@ class CudaPlan:
 
     # -- running
 
-    def run(self, arrays: Sequence[DeviceArray]) -> list[DeviceArray]:
-        """The outputs, fresh and in C order, for inputs in the plan's order."""
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """The outputs, fresh and in C order, for inputs in the plan's order.
+
+        Inputs that are not `used` may be on the host; so are outputs that are such inputs, and
+        constants.
+        """
         return self._run(arrays, self._launches.start)
 
-    def timed(self, arrays: Sequence[DeviceArray]) -> tuple[list[DeviceArray], list[float]]:
+    def timed(self, arrays: Sequence[Any]) -> tuple[list[Any], list[float]]:
         """The outputs of a run, and the seconds that each kernel took in it."""
         seconds: list[float] = []
         outputs = self._run(arrays, lambda: seconds.extend(self._launches.timed()))
         return outputs, seconds
 
-    def _run(self, arrays: Sequence[DeviceArray], start: Callable[[], object]) -> list[DeviceArray]:
-        for array in arrays:
-            array.ready()
+    def _run(self, arrays: Sequence[Any], start: Callable[[], object]) -> list[Any]:
+        for array, used in zip(arrays, self.used, strict=True):
+            if used:
+                array.ready()
         made = {k: self._empty(k) for k in self._computed.values()}
         if self.kernels:
             with self._lock:
                 self._work.enter()
-                self._bind([a.address for a in (*arrays, *made.values())])
-                if self._checked_bytes:
-                    self._device.clear(self._work.errors.address, self._checked_bytes)
-                start()
-                self._work.leave()
-                if self._checked_bytes:
-                    self._check()
-        for array in made.values():
-            array.mark = self._work.mark
+                self._bind([getattr(a, "address", 0) for a in (*arrays, *made.values())])
+                self._start(start)
+                for array in made.values():
+                    array.mark = self._work.mark
         return [self._result(k, t, arrays, made) for k, t in enumerate(self._outputs)]
+
+    def _start(self, start: Callable[[], object]) -> None:
+        """One run on what is bound; waits for its end if data is checked."""
+        errors = self._work.errors.address
+        if self._checked_bytes:
+            self._device.clear(errors, self._checked_bytes)
+        start()
+        self._work.leave()
+        if self._checked_bytes:
+            self._check()
 
     def _empty(self, k: int) -> DeviceArray:
         t = self._outputs[k]
@@ -228,16 +240,15 @@ class CudaPlan:
         self._bound = addresses
 
     def _result(
-        self, k: int, t: Tensor, arrays: Sequence[DeviceArray], made: Mapping[int, DeviceArray]
-    ) -> DeviceArray:
+        self, k: int, t: Tensor, arrays: Sequence[Any], made: Mapping[int, DeviceArray]
+    ) -> Any:
         """An output; those that are constants, inputs or other outputs are copies."""
         if k in made:
             return made[k]
         if isinstance(t, Constant):
-            return self._port.upload(t.value, "a constant", "it is a result as it is")
-        return (
-            arrays[self._passed[t.name]] if t.name in self._passed else made[self._computed[t.name]]
-        ).copy()
+            return t.value.copy()
+        at = self._passed.get(t.name)
+        return (made[self._computed[t.name]] if at is None else arrays[at]).copy()
 
     def _check(self) -> None:
         errors = np.zeros(len(self.kernels), np.int64)
