@@ -91,6 +91,8 @@ class EmulatedDevice:
     Streams that nobody waits for stand still or, if `mixed`, take turns with the one that works.
     """
 
+    name = "emulator"
+    multiprocessors = 1
     architecture = "sm_90a"
 
     def __init__(self, index: int = 0, mixed: bool = False) -> None:

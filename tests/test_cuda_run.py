@@ -14,6 +14,8 @@ import tilewright as tw
 from cuda_harness import needs_compiler
 from emulated_device import EmulatedDevice, compile_for
 from graph_samples import model_of
+from tilewright.runtime.cuda.cache import CudaKernelCache
+from tilewright.runtime.cuda.ceilings import DeviceCeilings, Effort
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -244,3 +246,31 @@ def test_outputs_are_fresh(name: str) -> None:
             np.testing.assert_array_equal(got, want)
             got[:] = 7
         assert (x != 7).all()
+
+
+def test_a_profile_is_that_of_the_device() -> None:
+    """Times are those of the emulator: each is a count of instructions."""
+    device = EmulatedDevice()
+    cache = CudaKernelCache()
+    model = compile_for(device, large())
+    effort = Effort(steps=8, buffer_bytes=1 << 16, kernels=4)
+    model._workshop._ceilings = ceilings = DeviceCeilings(device, cache, effort)
+    assert "at least" not in str(model.explain())
+    found = model.profile({"x": normal(1, 24)}, seconds=0)
+    assert [s.name for s in found] == [k.name for k in model.kernels]
+    assert [s.tasks for s in found] == [k.tasks for k in model.kernels]
+    assert all(s.seconds > 0 and s.bytes > 0 for s in found)
+    assert found.ceilings is ceilings.known and found.ceilings.bandwidth > 0
+    assert "emulator, 1 multiprocessors" in str(found)
+    assert "at least" in str(model.explain())
+
+
+def test_ceilings_count_what_is_done() -> None:
+    """The kernels do the work that is divided by their time."""
+    device = EmulatedDevice()
+    ceilings = DeviceCeilings(device, CudaKernelCache(), Effort(8, 1 << 16, 4))
+    one = ceilings()
+    assert ceilings() is one
+    # At best a multiply-add, or a copied vector of 16 bytes, takes one instruction; and some.
+    assert 0.5e9 < one.flops <= 2e9
+    assert 2e9 < one.bandwidth <= 32e9

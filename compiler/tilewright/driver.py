@@ -29,6 +29,7 @@ from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.cuda.cache import CudaKernelCache
+from tilewright.runtime.cuda.ceilings import DeviceCeilings
 from tilewright.runtime.cuda.constants import DeviceConstants
 from tilewright.runtime.cuda.plan import CudaPlan
 from tilewright.runtime.cuda.port import Port
@@ -130,7 +131,7 @@ def cuda_workshop(options: Options, port: Port) -> Workshop:
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
         return CudaPlan(inputs, outputs, port, cache, weights, constants)
 
-    return Workshop(options, build, port)
+    return Workshop(options, build, port, DeviceCeilings(port.device, cache))
 
 
 def support(model: Model) -> SupportReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
-from tilewright.runtime.ceilings import ceilings_for, known_ceilings
 from tilewright.runtime.inputs import read_inputs, show_shape
 from tilewright.runtime.profile import Profile, profile
 from tilewright.runtime.report import Report, kernels_of, report_stages
@@ -127,7 +126,7 @@ class CompiledModel:
             self._graph.name,
             tuple(log.applied),
             tuple(log.unfolded.items()),
-            report_stages(self._all_sessions(), known_ceilings(self._workshop.options)),
+            report_stages(self._all_sessions(), self._workshop.known_ceilings()),
             port.crossings.seen() if port else (),
         )
 
@@ -152,14 +151,27 @@ class CompiledModel:
         Medians of at least five runs, of up to fifty while `seconds` last. The first profile on a
         machine measures the machine, which takes a second.
         """
-        session, values = self._read(feeds)
         return profile(
             self._graph.name,
-            lambda: session.run(values),
+            self._whole_call(feeds),
             lambda: [g for s in self._all_sessions() for g in s.segments()],
-            lambda: ceilings_for(self._workshop.options),
+            self._workshop.ceilings,
             seconds,
         )
+
+    def _whole_call(self, feeds: Mapping[str, Any]) -> Callable[[], object]:
+        """A call to measure: its inputs checked before, its work on a device done at the end."""
+        port = self._workshop.port
+        if port is None:
+            session, values = self._read(feeds)
+            return lambda: session.run(values)
+
+        def call() -> None:
+            with port.call(list(feeds.values()), None):
+                self._run(feeds)
+                port.device.finish()
+
+        return call
 
     def _run(self, feeds: Mapping[str, Any], stream: Any = None) -> list[Any]:
         port = self._workshop.port

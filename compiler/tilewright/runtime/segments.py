@@ -114,6 +114,7 @@ class Segment:
         "stage",
         "step",
         "used",
+        "wanted",
     )
 
     def __init__(
@@ -135,6 +136,7 @@ class Segment:
         self.brings = tuple((k, n) for k, n in enumerate(arrivals) if n is not None)
         self.computes = tuple(enumerate(stage.names))
         self.reads = tuple(i.name for i in stage.inputs)
+        self.wanted = tuple(runner.used) if isinstance(runner, Placed) else ()
         self.keep = stage.rest.names
         self.needs = stage.cut.name if isinstance(stage.cut, NeedValue) else None
         self.returns = self._returned()

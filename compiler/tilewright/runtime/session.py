@@ -30,14 +30,15 @@ from tilewright.graph.stages import (
 )
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options
+from tilewright.runtime.ceilings import Ceilings, ceilings_for, known_ceilings
 from tilewright.runtime.control import control_function
+from tilewright.runtime.cuda.ceilings import DeviceCeilings
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.segments import (
     Budget,
     Children,
     Evaluation,
     Origin,
-    Placed,
     Runner,
     Segment,
     attach,
@@ -54,13 +55,21 @@ Planner = Callable[[Sequence[Placeholder], Sequence[Tensor]], Runner]
 class Workshop:
     """What the sessions of one model share: options, maker of plans, memory budget and lock.
 
-    `port` is the way to the device that the plans run on, if they do not run on the host.
+    `port` is the way to the device that the plans run on, if they do not run on the host, and
+    `ceilings` are that device's.
     """
 
-    def __init__(self, options: Options, planner: Planner, port: Port | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        planner: Planner,
+        port: Port | None = None,
+        ceilings: DeviceCeilings | None = None,
+    ) -> None:
         self.options = options
         self.planner = planner
         self.port = port
+        self._ceilings = ceilings
         self.hosted: list[str] = []  # nodes that the host computes
         self.makes_kernels = False
         self.budget = Budget(options.plan_bytes)
@@ -80,6 +89,14 @@ class Workshop:
         small = points(tensors, EVALUATE_LIMIT) <= EVALUATE_LIMIT
         runner = Evaluation((), tensors) if small else self.planner((), tensors)
         return [on_host(v, *CONSTANT) for v in runner.run(())]
+
+    def ceilings(self) -> Ceilings:
+        """What the processor that the plans run on can do at most."""
+        return self._ceilings() if self._ceilings else ceilings_for(self.options)
+
+    def known_ceilings(self) -> Ceilings | None:
+        """The same, if it has been measured."""
+        return self._ceilings.known if self._ceilings else known_ceilings(self.options)
 
     def sessions(self) -> Iterator[Session]:
         """The sessions of nested graphs that are in use."""
@@ -170,13 +187,13 @@ class Session:
 
     def _placed(self, segment: Segment, values: Sequence[Any]) -> Sequence[Any]:
         """The values that a plan reads, where it can read them."""
-        port, runner = self.workshop.port, segment.runner
-        if port is None or not isinstance(runner, Placed):
+        port = self.workshop.port
+        if port is None or not segment.wanted:
             return values
         origin = segment.origins.get
         return [
             port.upload(v, *origin(n, CONSTANT)) if used and isinstance(v, np.ndarray) else v
-            for n, v, used in zip(segment.reads, values, runner.used, strict=True)
+            for n, v, used in zip(segment.reads, values, segment.wanted, strict=True)
         ]
 
     def _compute(self, segment: Segment, held: dict[str, Any]) -> None:

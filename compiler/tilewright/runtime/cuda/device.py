@@ -67,6 +67,14 @@ class Device(Protocol):
         """Its number among the devices of this process."""
 
     @property
+    def name(self) -> str:
+        """What the maker calls it."""
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many blocks of threads run at once at least."""
+
+    @property
     def architecture(self) -> str:
         """What kernels are compiled for: sm_90a."""
 

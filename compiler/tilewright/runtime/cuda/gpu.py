@@ -47,6 +47,14 @@ class GpuDevice:
         self.cupy = CupyArrays.find()
 
     @property
+    def name(self) -> str:
+        return self.gpu.name
+
+    @property
+    def multiprocessors(self) -> int:
+        return self.gpu.multiprocessors
+
+    @property
     def architecture(self) -> str:
         return self.gpu.architecture
 
