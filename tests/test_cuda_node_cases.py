@@ -66,7 +66,7 @@ def _compare(want: Any, got: Any, rtol: float, atol: float) -> None:
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
         if want.dtype.kind in "fV" and want.dtype.names is None:
             least = HALF_TOLERANCE if want.dtype.itemsize < 4 else 0.0
-            pair = (np.asarray(a, np.float64) for a in (got, want))
-            np.testing.assert_allclose(*pair, rtol=max(rtol, least), atol=max(atol, least, 1e-6))
+            a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
+            np.testing.assert_allclose(a, b, rtol=max(rtol, least), atol=max(atol, least, 1e-6))
         else:
             np.testing.assert_array_equal(got, want)

@@ -268,9 +268,9 @@ def test_a_profile_is_that_of_the_device() -> None:
 def test_ceilings_count_what_is_done() -> None:
     """The kernels do the work that is divided by their time."""
     device = EmulatedDevice()
-    ceilings = DeviceCeilings(device, CudaKernelCache(), Effort(8, 1 << 16, 4))
+    ceilings = DeviceCeilings(device, CudaKernelCache(), Effort(8, 1 << 18, 4))
     one = ceilings()
     assert ceilings() is one
     # At best a multiply-add, or a copied vector of 16 bytes, takes one instruction; and some.
     assert 0.5e9 < one.flops <= 2e9
-    assert 2e9 < one.bandwidth <= 32e9
+    assert 1e9 < one.bandwidth <= 32e9

@@ -54,6 +54,9 @@ class Effort:
     kernels: int = 256  # that do nothing
 
 
+ENOUGH = Effort()
+
+
 @dataclass(frozen=True)
 class GpuCeilings(Ceilings):
     """`threads` are multiprocessors, a `step` is a kernel among many, started as plans start it."""
@@ -68,10 +71,8 @@ class GpuCeilings(Ceilings):
 class DeviceCeilings:
     """Those of one device, measured once."""
 
-    def __init__(
-        self, device: Device, cache: CudaKernelCache, effort: Effort | None = None
-    ) -> None:
-        self._device, self._cache, self._effort = device, cache, effort or Effort()
+    def __init__(self, device: Device, cache: CudaKernelCache, effort: Effort = ENOUGH) -> None:
+        self._device, self._cache, self._effort = device, cache, effort
         self._found: Ceilings | None = None
         self._lock = threading.Lock()
 
