@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
+import tilewright as tw
 from cuda_harness import needs_compiler
 from emulated_device import EmulatedDevice, compile_for
 from test_onnx_suite import IMPOSSIBLE
@@ -41,17 +42,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:no part of:RuntimeWarning")
 def test_case(name: str) -> None:
-    case = cases()[name]
     device = EmulatedDevice()
-    model = compile_for(device, case.model)
+    run_case(compile_for(device, cases()[name].model), cases()[name])
+    assert not device.allocations
+
+
+def run_case(model: tw.CompiledModel, case: Any) -> None:
+    """The model returns what the case expects."""
     inputs = [i.name for i in case.model.graph.input]
     for given, wanted in case.data_sets:
         feeds = dict(zip(inputs, map(_plain, given), strict=False))
         outputs = list(model.run(feeds).values())
         for want, got in zip(map(_plain, wanted), outputs, strict=True):
             _compare(want, got, case.rtol, case.atol)
-    del model
-    assert not device.allocations
 
 
 def _plain(value: Any) -> Any:
