@@ -23,6 +23,7 @@ from device_arrays import (
     torch_module,
 )
 from emulated_device import OWN_STREAM, EmulatedDevice, compile_for
+from test_cuda_run import free_rank, large
 from tilewright.errors import DeviceError
 from tilewright.runtime.crossings import TO_DEVICE, TO_HOST, WITHIN
 from tilewright.runtime.cuda.arrays import DeviceArray
@@ -143,6 +144,16 @@ def test_runs_in_several_streams_do_not_meet(device: EmulatedDevice) -> None:
     outputs = [model.run({"x": Tensor(device, a, 50)}, stream=70 + k) for k, a in enumerate(arrays)]
     for a, found in zip(arrays, outputs, strict=True):
         np.testing.assert_allclose(found["y"].get(), cpu(a), rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_constants_are_there_for_all_streams(device: EmulatedDevice) -> None:
+    """Plans of one model share them, and run in streams that know nothing of each other."""
+    model = compile_for(device, free_rank(large()))
+    cpu = tw.compile(free_rank(large()), threads=1)
+    arrays = [normal(n, 24) for n in (1, 2)]
+    found = [model.run({"x": Tensor(device, a, 50)}, stream=a.shape[0] + 70) for a in arrays]
+    np.testing.assert_allclose(found[1]["y"].get(), cpu(arrays[1]), rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler

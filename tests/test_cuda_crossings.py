@@ -119,6 +119,13 @@ def test_a_host_step_between_kernels() -> None:
     assert "node 'k' (NonZero) makes it on the host" in text
 
 
+def test_a_value_crosses_once() -> None:
+    """Although kernels before and after a host step read it."""
+    text = HOST.replace("y = Exp(g)", "m = ReduceMax<keepdims = 0>(x) y = Add(g, m)")
+    _, model = agree(text, {"x": normal(5, 4)})
+    assert [c[3] for c in crossings(model) if c[1] == "input 'x'"] == [1]
+
+
 def test_a_value_that_decides() -> None:
     x = normal(4, 6)
     _, model = agree(VALUE, *({"x": x, "i": np.array(i)} for i in ([2, 7], [7, 2], [2, 7])))

@@ -127,6 +127,16 @@ def test_all_is_given_back(driver: Driver) -> None:
     assert not driver.held
 
 
+def test_arrays_may_change_after_a_copy(driver: Driver) -> None:
+    device = gpu.GpuDevice()
+    memory, x = device.allocate(4 * X.size), X.copy()
+    device.write(memory.address, x)
+    x[:] = 0
+    got = np.empty_like(X)
+    device.read(memory.address, got)
+    np.testing.assert_array_equal(got, X)
+
+
 def test_want_of_memory_empties_the_pool(driver: Driver) -> None:
     device = gpu.GpuDevice()
     driver.room = 100_000

@@ -189,8 +189,8 @@ class CudaPlan:
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """The outputs, fresh and in C order, for inputs in the plan's order.
 
-        Inputs that are not `used` may be on the host; so are outputs that are such inputs, and
-        constants.
+        They are ready for the current stream. Inputs that are not `used` may be on the host; so are
+        outputs that are such inputs, and constants.
         """
         return self._run(arrays, self._launches.start)
 
@@ -201,9 +201,6 @@ class CudaPlan:
         return outputs, seconds
 
     def _run(self, arrays: Sequence[Any], start: Callable[[], object]) -> list[Any]:
-        for array, used in zip(arrays, self.used, strict=True):
-            if used:
-                array.ready()
         made = {k: self._empty(k) for k in self._computed.values()}
         if self.kernels:
             with self._lock:
