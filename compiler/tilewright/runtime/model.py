@@ -12,6 +12,7 @@ import numpy as np
 
 from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
+from tilewright.graph.remote import RemoteArray
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
 from tilewright.runtime.inputs import read_inputs, show_shape
@@ -180,7 +181,7 @@ class CompiledModel:
                 raise InputError("only models for a GPU run in a stream")
             return self._compute(feeds)
         with port.call(list(feeds.values()), stream) as stays:
-            outputs = self._compute(feeds)
+            outputs = self._compute({n: port.read(n, v) or v for n, v in feeds.items()})
             self._warn_of_host()
             return [port.deliver(name, outputs[k], stays) for k, name in self._places]
 
@@ -211,10 +212,11 @@ class CompiledModel:
         """
         key = []
         for value in values:
-            if type(value) is not np.ndarray:
-                return None
-            flags = value.flags  # made anew by every access
-            if not (flags.c_contiguous and flags.aligned):
+            if type(value) is np.ndarray:
+                flags = value.flags  # made anew by every access
+                if not (flags.c_contiguous and flags.aligned):
+                    return None
+            elif not isinstance(value, RemoteArray):
                 return None
             key.append((value.dtype, value.shape))
         segment = self._main.roots.get(tuple(key))

@@ -6,7 +6,7 @@ https://dmlc.github.io/dlpack/latest/c_api.html
 from __future__ import annotations
 
 import ctypes
-import weakref
+import struct
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64
 from ctypes import c_void_p as pointer
@@ -57,9 +57,9 @@ _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, c_char_p)(("PyCaps
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """An array of another library; its memory stays as long as somebody holds this.
+    """An array of another library, whose memory the `owner` holds.
 
-    `strides` are in elements, None for C order; `owner` is what holds the memory, if not this.
+    `strides` are in elements, None for C order.
     """
 
     address: int
@@ -78,22 +78,33 @@ def read_capsule(capsule: Any) -> Imported:
     """
     if not _is_valid(capsule, NAME):
         raise TypeError("this is no DLPack capsule, or somebody has taken the array")
-    managed = ctypes.cast(_get(capsule, NAME), POINTER(_Managed))
-    t = managed.contents.tensor
-    dtype = _dtype(t.code, t.bits, t.lanes)
-    shape = tuple(t.shape[k] for k in range(t.ndim))
-    strides = tuple(t.strides[k] for k in range(t.ndim)) if t.strides else None
-    address = (t.data or 0) + t.byte_offset
-    made = Imported(address, shape, strides, dtype, (t.device_type, t.device_id))
+    place = _get(capsule, NAME)
+    fields = _LAYOUT.unpack(ctypes.string_at(place, _LAYOUT.size))
+    data, kind, number, rank, code, bits, lanes, extents, steps, offset, _, deleter = fields
+    dtype = _dtype(code, bits, lanes)
+    shape = _integers(extents, rank)
+    strides = _integers(steps, rank) if steps else None
     _rename(capsule, USED_NAME)
-    weakref.finalize(made, _release, managed)
-    return made
+    owner = _Taken(place, deleter)
+    return Imported(data + offset, shape, strides, dtype, (kind, number), owner)
 
 
-def _release(managed: Any) -> None:
-    deleter = managed.contents.deleter
-    if deleter:
-        deleter(managed)
+_LAYOUT = struct.Struct("=QiiiBBHQQQQQ")  # of _Managed, whose fields are all aligned
+
+
+def _integers(place: int, count: int) -> tuple[int, ...]:
+    return struct.unpack(f"={count}q", ctypes.string_at(place, 8 * count)) if count else ()
+
+
+class _Taken:
+    """Lets go of the array of a capsule with the last reference."""
+
+    def __init__(self, place: int, deleter: int) -> None:
+        self._place, self._deleter = place, deleter
+
+    def __del__(self) -> None:
+        if self._deleter:
+            _Deleter(self._deleter)(ctypes.cast(self._place, POINTER(_Managed)))
 
 
 def _dtype(code: int, bits: int, lanes: int) -> np.dtype[Any]:
