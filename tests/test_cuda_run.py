@@ -125,6 +125,7 @@ FAMILIES: dict[str, tuple[list[NodeProto], list[Shape], dict[str, Array]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:no part of:RuntimeWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_agree(family: str) -> None:
     """One model for all shapes, each twice."""

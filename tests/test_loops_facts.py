@@ -54,7 +54,7 @@ def test_two_guards_that_exclude_each_other_are_a_contradiction() -> None:
 @pytest.mark.parametrize("divisor", [2, 4])
 @pytest.mark.parametrize("least, most", [(0, 3), (2, 5), (3, 3), (6, 7)])
 def test_remainders_of_split_loops(factor: int, divisor: int, least: int, most: int) -> None:
-    """What k * (x % d) + r says of k * x + r holds for each x and r, and is no wider than needed."""
+    """What k * (x % d) + r says of k * x + r holds for each x and r, and is as narrow as can be."""
     ranges = {"x": (0.0, 15.0), "r": (0.0, factor - 1.0)}
     x, r = Var("x"), Var("r")
     remainder = Apply(ScalarOp.MOD, (x, index_const(divisor))) * factor + r
