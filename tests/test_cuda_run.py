@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,13 @@ def test_outputs_are_fresh(name: str) -> None:
             np.testing.assert_array_equal(got, want)
             got[:] = 7
         assert (x != 7).all()
+
+
+def test_kernels_are_dumped(tmp_path: Path) -> None:
+    model = compile_for(EmulatedDevice(), large(), tw.Options(dump=tmp_path))
+    model(normal(1, 24))
+    texts = [f.read_text() for f in tmp_path.iterdir()]
+    assert all(any(k.source in text for text in texts) for k in model.kernels)
 
 
 def test_a_profile_is_that_of_the_device() -> None:

@@ -33,6 +33,7 @@ from tilewright.runtime.cuda.constants import DeviceConstants
 from tilewright.runtime.cuda.device import Device, DeviceMemory, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.runtime.cuda.port import Port
+from tilewright.runtime.dump import publish
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.results import computed
 from tilewright.schedule.cost import Cost, cost
@@ -130,6 +131,7 @@ class CudaPlan:
                 zip(lowered, scheduled, compiled, strict=True)
             )
         ]
+        publish(self.kernels, cache.options)
         self.decisions = (*program.decisions, f"kernels are started {self._launches.how}")
         self._lock = threading.Lock()
 
