@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from onnx import ModelProto, NodeProto, parser
 from onnx.helper import make_node
 
 import tilewright as tw
 from cuda_harness import needs_compiler
 from emulated_device import EmulatedDevice, compile_for
-from graph_samples import model_of
+from graph_samples import evaluate, feeds, graphs, model_of
+from tilewright.graph.export import to_model
+from tilewright.graph.ir import Graph
 from tilewright.runtime.cuda.cache import CudaKernelCache
 from tilewright.runtime.cuda.ceilings import DeviceCeilings, Effort
 
@@ -153,6 +157,17 @@ def compare_with_cpu(ours: tw.CompiledModel, family: str) -> None:
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+@settings(max_examples=20)
+@given(graphs())
+def test_random_graphs_agree(graph: Graph) -> None:
+    values = feeds()
+    wanted = evaluate(graph, values)
+    outputs = compile_for(EmulatedDevice(mixed=True), to_model(graph)).run(values)
+    for want, got in zip(wanted, outputs.values(), strict=True):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
 def of(text: str) -> ModelProto:
     return parser.parse_model(HEADER + text)
 
@@ -228,9 +243,13 @@ def test_memory_is_freed_and_constants_are_shared() -> None:
     assert not allocated(device)
 
 
+def with_options(**changes: Any) -> tw.Options:
+    return replace(tw.Options.from_environment(), **changes)
+
+
 def test_plans_beyond_the_budget_are_freed() -> None:
     device = EmulatedDevice()
-    model = compile_for(device, free_rank(large()), tw.Options(plan_bytes=0))
+    model = compile_for(device, free_rank(large()), with_options(plan_bytes=0))
     sizes = []
     for n in (2, 3, 4):
         model(normal(n, 24))
@@ -259,7 +278,7 @@ def test_outputs_are_fresh(name: str) -> None:
 
 
 def test_kernels_are_dumped(tmp_path: Path) -> None:
-    model = compile_for(EmulatedDevice(), large(), tw.Options(dump=tmp_path))
+    model = compile_for(EmulatedDevice(), large(), with_options(dump=tmp_path))
     model(normal(1, 24))
     texts = [f.read_text() for f in tmp_path.iterdir()]
     assert all(any(k.source in text for text in texts) for k in model.kernels)
