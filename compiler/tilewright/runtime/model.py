@@ -62,6 +62,7 @@ class CompiledModel:
     def __init__(self, graph: Graph, workshop: Workshop, log: SimplifyLog) -> None:
         self._graph = graph
         self._workshop = workshop
+        self._port = workshop.port
         self._log = log
         self._lock = threading.Lock()
         self._sessions: dict[frozenset[str], Session] = {}
@@ -91,7 +92,9 @@ class CompiledModel:
         Raises InputError if the feeds do not fit, OperatorError if the model cannot be applied to
         these shapes, and ExecutionError for bad data (an index out of range ...).
         """
-        outputs = self._run(feeds, stream)
+        outputs = (
+            self._run(feeds, stream) if self._port or stream is not None else self._compute(feeds)
+        )
         return {name: outputs[k] for k, name in self._places}
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
@@ -99,7 +102,7 @@ class CompiledModel:
         if len(arrays) > len(self._names):
             raise InputError(f"{len(arrays)} inputs given, the model has {len(self._names)}")
         if not named and len(arrays) == len(self._names) == len(self._required):
-            outputs = self._run_seen(arrays) if self._workshop.port is None else None
+            outputs = self._run_seen(arrays) if self._port is None else None
             if outputs is None:
                 outputs = self._run(dict(zip(self._names, arrays, strict=True)))
         else:
@@ -122,7 +125,7 @@ class CompiledModel:
 
     def explain(self) -> Report:
         """How the model runs for the signatures seen so far, and why so."""
-        log, port = self._log, self._workshop.port
+        log, port = self._log, self._port
         return Report(
             self._graph.name,
             tuple(log.applied),
@@ -162,7 +165,7 @@ class CompiledModel:
 
     def _whole_call(self, feeds: Mapping[str, Any]) -> Callable[[], object]:
         """A call to measure: its inputs checked before, its work on a device done at the end."""
-        port = self._workshop.port
+        port = self._port
         if port is None:
             session, values = self._read(feeds)
             return lambda: session.run(values)
@@ -175,7 +178,7 @@ class CompiledModel:
         return call
 
     def _run(self, feeds: Mapping[str, Any], stream: Any = None) -> list[Any]:
-        port = self._workshop.port
+        port = self._port
         if port is None:
             if stream is not None:
                 raise InputError("only models for a GPU run in a stream")
@@ -223,7 +226,7 @@ class CompiledModel:
         if segment is None:
             return None
         segment.touch()
-        if segment.runner is not None and segment.direct and self._workshop.port is None:
+        if segment.runner is not None and segment.direct and self._port is None:
             return segment.runner.run(values)
         return self._main.run_from(segment, values)
 
@@ -231,7 +234,7 @@ class CompiledModel:
         """The feeds checked, and the session in which missing defaults are constants."""
         overridden = frozenset(n for n in self._graph.defaults if n in feeds)
         session = self._session(overridden)
-        port = self._workshop.port
+        port = self._port
         return session, read_inputs(session.graph.inputs, feeds, port.read if port else None)
 
     def _session(self, overridden: frozenset[str]) -> Session:
