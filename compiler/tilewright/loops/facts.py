@@ -167,12 +167,14 @@ def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Ranges, facts: Fac
 
 def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:
     """Where x % d lies in [a, b], x lies in [d * least quotient + a, d * greatest quotient + b];
-    where rest + x // d lies in [a, b], d * rest + x lies in [d * a, d * b + d - 1]."""
-    match form.terms:
-        case ((Apply(op=ScalarOp.MOD, args=(x, Const(value=d))), 1),):
-            low, high = interval(x, ranges)
-            a, b = max(span[0] - form.constant, 0.0), min(span[1] - form.constant, float(d) - 1)
-            return {linear(x, ranges): (low // d * d + a, high // d * d + b)}
+    k * (x % d) + rest is (k * x + rest) % (k * d) if 0 <= rest < k.
+    Where rest + x // d lies in [a, b], d * rest + x lies in [d * a, d * b + d - 1]."""
+    match [(a, c) for a, c in form.terms if isinstance(a, Apply) and a.op is ScalarOp.MOD]:
+        case [(Apply(args=(x, Const(value=d))) as atom, k)] if k > 0:
+            others = tuple(t for t in form.terms if t[0] != atom)
+            least, most = linear_range(Linear(others), ranges)
+            if least >= 0 and most < k:
+                return _learn_multiple(x * k, others, int(d) * k, form.constant, span, ranges)
     quotients = [(a, c) for a, c in form.terms if _is_quotient(a)]
     match quotients:
         case [(Apply(args=(x, Const(value=d))) as atom, 1)]:
@@ -181,6 +183,22 @@ def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:
                 whole = whole if other == atom else whole + other * (c * int(d))
             return {linear(whole, ranges): (span[0] * d, span[1] * d + d - 1)}
     return {}
+
+
+def _learn_multiple(
+    whole: Expr,
+    others: tuple[tuple[Expr, int], ...],
+    d: int,
+    constant: float,
+    span: Range,
+    ranges: Ranges,
+) -> Facts:
+    """Where (whole + others) % d + constant lies in the span."""
+    for other, c in others:
+        whole = whole + other * c
+    low, high = interval(whole, ranges)
+    a, b = max(span[0] - constant, 0.0), min(span[1] - constant, float(d) - 1)
+    return {linear(whole, ranges): (low // d * d + a, high // d * d + b)}
 
 
 def _is_quotient(e: Expr) -> bool:
