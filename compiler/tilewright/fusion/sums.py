@@ -67,7 +67,7 @@ def split_sums(program: Program) -> Program:
 def lies_across(t: Compute) -> bool:
     """Whether the results of a reduction lie side by side in its main operand, and what is summed
     for one of them does not."""
-    form = _steps(t)
+    form = steps_of(t)
     if t.reduction is None or not form:
         return False
     return any(form[a] == 1 for a in t.axes) and not any(form[a] == 1 for a, _ in t.reduction.axes)
@@ -118,7 +118,7 @@ def _edges(body: Expr, axis: str, extent: int) -> list[int]:
     return edges
 
 
-def _steps(t: Compute) -> Mapping[str, int]:
+def steps_of(t: Compute) -> Mapping[str, int]:
     """How far a step of each axis goes in the main operand."""
     loads = [n for n in walk(t.body) if isinstance(n, Load)]
     if not loads or t.reduction is None:
@@ -132,7 +132,7 @@ def _parts(t: Compute) -> Compute | None:
     """The sums of parts as [part, results..., neighbours], where there is too little to do at a
     time otherwise, or where few neighbours are summed and lines of memory lie in between."""
     assert t.reduction is not None
-    summed, steps = prod(n for _, n in t.reduction.axes), _steps(t)
+    summed, steps = prod(n for _, n in t.reduction.axes), steps_of(t)
     if t.size * summed < MIN_WORK or not steps or t.exact or _is_product(t):
         return None
     near, width = _neighbours(t, steps)
