@@ -193,7 +193,11 @@ def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Ranges, facts: Fac
     lower = {ScalarOp.GT: low + 1, ScalarOp.GE: low, ScalarOp.EQ: low}.get(op, float("-inf"))
     old = facts.get(form, linear_range(form, ranges))
     span = max(old[0], lower), min(old[1], upper)
-    return {**facts, form: span, **_learn_dividend(form, span, ranges)}
+    known = {**facts, form: span}
+    for other, (low, high) in _learn_dividend(form, span, ranges).items():
+        old = known.get(other, (low, high))
+        known[other] = max(old[0], low), min(old[1], high)
+    return known
 
 
 def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:

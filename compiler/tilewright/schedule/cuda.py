@@ -256,7 +256,12 @@ def _transpose(builder: Builder) -> bool:
 def _sides(rows: int, columns: int, side: int) -> tuple[int, int]:
     """A tile of side * side elements, or a longer one where the other extent is short."""
     if columns < side:
-        return min(rows, side * side // columns // WARP * WARP), columns
+        return min(rows, _in_warps(side * side // columns)), columns
     if rows < side:
-        return rows, min(columns, side * side // rows // WARP * WARP)
+        return rows, min(columns, _in_warps(side * side // rows))
     return side, side
+
+
+def _in_warps(n: int) -> int:
+    """At most n lines, in whole blocks or warps of threads as far as there are so many."""
+    return n // TEAM_THREADS * TEAM_THREADS or n // WARP * WARP or n

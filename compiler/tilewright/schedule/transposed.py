@@ -136,11 +136,20 @@ class _Turning:
     # -- the elements of a tile, in an order
 
     def read(self, load: Load, tile: Buffer) -> Stmt:
-        """Neighbouring threads read what lies side by side."""
-        lanes = self.lanes(self.how.along, load)
-        row, column = self.share(self.how.columns, self.how.rows, lanes, "r")
-        at = self.placed(load, row, column)
-        return self.shares(Store(tile, (row, column), at), row, column, lanes, "r")  # type: ignore[arg-type]
+        """Neighbouring threads read what lies side by side, each all of its elements before it
+        puts any into the tile."""
+        how, lanes = self.how, self.lanes(self.how.along, load)
+        row, column = self.share(how.columns, how.rows, lanes, "r")
+        at: Load = self.placed(load, row, column)  # type: ignore[assignment]
+        count = self.count(how.columns, how.rows, lanes)
+        own = Buffer(f"{tile.name}_own", tile.dtype, (count, lanes), space=Space.LOCAL)
+        place = (
+            Var(f"{SHARE}_r") if count > 1 else index_const(0),
+            Var(f"{LANE}_r") if lanes > 1 else index_const(0),
+        )
+        steps = (Store(own, place, at), Store(tile, (row, column), Load(own, place)))
+        done = (self.shares(s, row, column, lanes, "r") for s in steps)
+        return Alloc(own, Block(tuple(done)))
 
     def write(self) -> Stmt:
         lanes = self.lanes(self.written, self.store)
@@ -178,6 +187,8 @@ class _Turning:
         group, rest = position % chunk, position // chunk
         if fast > chunk * lanes:
             group, rest = rest // slow * chunk + group, rest % slow
+        elif fast * slow // lanes % self.how.threads:
+            rest = rest % slow  # no tile reaches into the next one
         return rest, group * lanes + Var(f"{LANE}_{name}") if lanes > 1 else group
 
     def count(self, fast: int, slow: int, lanes: int) -> int:
