@@ -9,5 +9,12 @@ from ptx.program import Module, Program
 from ptx.traffic import Requests, Traffic
 
 __all__ = [
-    *("Memory", "Module", "Program", "PtxError", "Requests", "Statistics", "Traffic", "launch"),
+    "Memory",
+    "Module",
+    "Program",
+    "PtxError",
+    "Requests",
+    "Statistics",
+    "Traffic",
+    "launch",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tilewright.dtypes import DType
 from tilewright.errors import ScheduleError
 from tilewright.loops.affine import Range, simplify_index, simplify_loads
 from tilewright.loops.facts import Facts, learn, unproven
@@ -14,6 +15,7 @@ from tilewright.loops.ir import (
     Barrier,
     Block,
     Buffer,
+    Cast,
     Const,
     Expr,
     For,
@@ -39,8 +41,8 @@ from tilewright.loops.scalars import ScalarOp
 from tilewright.schedule.cooperate import THREAD
 from tilewright.schedule.vectors import by_vectors, is_adjacent
 
-BANKS = 32  # of shared memory, four bytes wide
-PAD = 1  # elements between the lines of a tile, so that those of a column are in different banks
+BANKS = 32  # of shared memory
+BANK_BYTES = 4
 SHARED_BYTES = 48 << 10
 LANE, SHARE = "lane", "share"
 
@@ -82,6 +84,15 @@ def read_along(store: Store, ranges: Mapping[str, Range], written: str) -> dict[
     return found
 
 
+def _held(dtype: DType) -> DType:
+    """As what elements are kept in a tile: in whole banks."""
+    return DType.I32 if dtype.itemsize < BANK_BYTES and not dtype.is_float else dtype
+
+
+def _cast(dtype: DType, e: Load) -> Expr:
+    return e if e.buffer.dtype is dtype else Cast(dtype, e)
+
+
 def _always_read(n: Node) -> list[Load]:
     """Loads that happen whatever the elements are: those in no choice."""
     if isinstance(n, Load):
@@ -97,12 +108,14 @@ class _Turning:
         self.extents = {n.axis: int(n.extent.value) for n in loops}  # type: ignore[union-attr]
         ranges = {a: (0.0, n - 1.0) for a, n in self.extents.items()}
         self.loads = read_along(store, ranges, self.written).get(how.along, [])
-        line = how.columns + PAD
+        line = how.columns | 1  # so that the elements of a column are in different banks
         self.tiles = {
-            n: Buffer(f"tile{k}", n.buffer.dtype, (how.rows, line), space=Space.SHARED)
+            n: Buffer(f"tile{k}", _held(n.buffer.dtype), (how.rows, line), space=Space.SHARED)
             for k, n in enumerate(self.loads)
         }
         room = sum(b.dtype.compute.itemsize * how.rows * line for b in self.tiles.values())
+        widest = max((b.dtype.compute.itemsize for b in self.tiles.values()), default=BANK_BYTES)
+        self.banks = BANKS * BANK_BYTES // widest
         if not self.loads or room > SHARED_BYTES:
             raise ScheduleError(f"{how}: {len(self.loads)} operands are turned in {room:,} bytes")
         self.sizes = {a: n for a, n in self.extents.items() if a not in (how.along, self.written)}
@@ -142,12 +155,14 @@ class _Turning:
         row, column = self.share(how.columns, how.rows, lanes, "r")
         at: Load = self.placed(load, row, column)  # type: ignore[assignment]
         count = self.count(how.columns, how.rows, lanes)
-        own = Buffer(f"{tile.name}_own", tile.dtype, (count, lanes), space=Space.LOCAL)
+        shape = (count, lanes)
+        own = Buffer(f"{tile.name}_own", load.buffer.dtype, shape, space=Space.LOCAL)
         place = (
             Var(f"{SHARE}_r") if count > 1 else index_const(0),
             Var(f"{LANE}_r") if lanes > 1 else index_const(0),
         )
-        steps = (Store(own, place, at), Store(tile, (row, column), Load(own, place)))
+        put = _cast(tile.dtype, Load(own, place))
+        steps = (Store(own, place, at), Store(tile, (row, column), put))
         done = (self.shares(s, row, column, lanes, "r") for s in steps)
         return Alloc(own, Block(tuple(done)))
 
@@ -156,7 +171,9 @@ class _Turning:
         column, row = self.share(self.how.rows, self.how.columns, lanes, "w")
 
         def rule(n: Node) -> Node | None:
-            return Load(self.tiles[n], (row, column)) if n in self.tiles else None  # type: ignore[index]
+            if not isinstance(n, Load) or n not in self.tiles:
+                return None
+            return _cast(n.buffer.dtype, Load(self.tiles[n], (row, column)))
 
         s: Stmt = rewrite(self.store, rule)  # type: ignore[assignment]
         return self.shares(self.placed(s, row, column), row, column, lanes, "w")  # type: ignore[arg-type]
@@ -164,7 +181,7 @@ class _Turning:
     def lanes(self, axis: str, access: Load | Store) -> int:
         """Neighbours that a thread takes along an axis."""
         lanes = self.how.lanes
-        if lanes == 1 or self.extents[axis] % lanes or self.tile_extent(axis) % lanes:
+        if not self.is_square or self.extents[axis] % lanes or self.banks % lanes:
             return 1
         loop = For(LANE, index_const(lanes), access)  # type: ignore[arg-type]
         start = {axis: Var("group") * lanes + Var(LANE)}
@@ -173,6 +190,11 @@ class _Turning:
         ranges = {a: (0.0, n - 1.0) for a, n in self.extents.items()}
         ranges |= {"group": (0.0, groups - 1.0), LANE: (0.0, lanes - 1.0)}
         return lanes if is_adjacent(access.buffer, index, loop, ranges) else 1  # type: ignore[arg-type]
+
+    @property
+    def is_square(self) -> bool:
+        """Whether a warp can have one bank's worth of neighbours in each of some lines."""
+        return self.how.rows == self.how.columns and self.how.rows % self.banks == 0
 
     def tile_extent(self, axis: str) -> int:
         return self.how.columns if axis == self.how.along else self.how.rows
@@ -183,7 +205,7 @@ class _Turning:
         position: Expr = Var(THREAD)
         if self.count(fast, slow, lanes) > 1:
             position = Var(f"{SHARE}_{name}") * self.how.threads + position
-        chunk = BANKS // lanes if fast == slow and fast % BANKS == 0 else fast // lanes
+        chunk = self.banks // lanes if self.is_square else fast
         group, rest = position % chunk, position // chunk
         if fast > chunk * lanes:
             group, rest = rest // slow * chunk + group, rest % slow
