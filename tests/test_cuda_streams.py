@@ -43,7 +43,7 @@ def lowered(
     kept = [t for t in legalize(outputs) if not isinstance(t, (Placeholder, Constant))]
     program = split_for_grid(copy_results(inline(inputs, kept)))
     settled = settle(program, PackedWeights())
-    return [lower(g, program) for g in form_groups(program)], settled
+    return [lower(g, program) for g in form_groups(program, side_by_side=True)], settled
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def small_machine() -> Iterator[None]:
     large ones."""
     small = {"SPREAD": 4, "MANY": 1 << 12, "SHORT": 3, "WAVE": 16, "SIDE": 8, "MIN_SIDE": 2}
     small |= {"MIN_TILE": 4, "MIN_ROW": 6, "STEPS": 2, "TEAM_THREADS": 64, "ROW_THREADS": (32, 64)}
-    parts = {"PART": 8, "DEEP": 2, "LINE": 4, "WHOLE": 2, "BLOCKS": 16}
+    parts = {"PART": 8, "ENOUGH": 16, "LINE": 4, "WHOLE": 2, "BLOCKS": 16}
     with patch.multiple(cuda, **small), patch.multiple(grid_sums, **parts):
         yield
 

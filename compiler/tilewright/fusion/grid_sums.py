@@ -20,8 +20,8 @@ from tilewright.loops.scalars import identity
 from tilewright.ops.tensor import Compute, Reduction, Tensor, fresh_axis, sources
 
 BLOCKS = 512  # about four to a multiprocessor of a large machine
-PART = 1 << 12  # elements that make a part
-DEEP = 64  # elements of a part where the results lie side by side
+ENOUGH = 1 << 16  # elements that one block combines sooner than another kernel starts
+PART = 1 << 13  # elements that make a part
 LINE = 128  # results side by side that a block has
 WHOLE = 64  # the least length of a part with a remainder is a multiple of this
 
@@ -73,9 +73,9 @@ def _cuts(t: Compute) -> list[_Cut]:
     steps, summed = steps_of(t), prod(n for _, n in t.reduction.axes)
     if not steps:
         return []
-    across = lies_across(t)
-    blocks = -(-t.size // LINE) if across else t.size
-    wanted = min(BLOCKS // max(blocks, 1), summed // (DEEP if across else PART))
+    blocks = -(-t.size // LINE) if lies_across(t) else t.size
+    each = t.size * summed // blocks
+    wanted = min(BLOCKS // blocks, each // PART) if each >= ENOUGH else 0
     cuts: list[_Cut] = []
     for axis, extent in sorted(t.reduction.axes, key=lambda x: -steps[x[0]]):
         if wanted < 2:

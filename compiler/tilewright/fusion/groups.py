@@ -17,7 +17,7 @@ from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.inline import Program, label, reads_in_place
 from tilewright.fusion.sums import lies_across
 from tilewright.fusion.winograd import WinogradCompute
-from tilewright.loops.ir import Load, Var, walk
+from tilewright.loops.ir import Load, Var, strides_of, walk
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
 MAX_SERIAL_WORK = 1 << 15  # elements that one task may take on so that kernels can be fused
@@ -55,14 +55,15 @@ class Group:
         )
 
 
-def form_groups(program: Program) -> list[Group]:
-    """Groups in an order in which they can run."""
-    return _Grouper(program).run()
+def form_groups(program: Program, side_by_side: bool = False) -> list[Group]:
+    """Groups in an order in which they can run. `side_by_side`: a machine on which what runs at
+    the same time should lie side by side in memory."""
+    return _Grouper(program, side_by_side).run()
 
 
 class _Grouper:
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, side_by_side: bool) -> None:
+        self.program, self.side_by_side = program, side_by_side
         self.output_names = {t.name for t in program.outputs}
         self.group_of: dict[str, Group] = {}
         self.groups: list[Group] = []
@@ -137,6 +138,8 @@ class _Grouper:
             return (), "it reduces over other axes"
         if self._goes_over_memory_anew(t, g, rows):
             return (), "its rows lie across memory, and each would go over all of it"
+        if self.side_by_side and _turns(t, g, rows):
+            return (), "the elements of its rows lie apart, while those of the sums do not"
         count = int(
             np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64)
         )
@@ -189,6 +192,16 @@ class _Grouper:
 
     def _sorted(self) -> list[Group]:
         return sorted(self.groups, key=lambda g: len(self.before[id(g)]))
+
+
+def _turns(t: Compute, g: Group, rows: tuple[str, ...]) -> bool:
+    """Whether t has more than one element to a row, and those of one row lie apart, although the
+    group's first sums go along memory."""
+    first = next(m for m in g.members if m.reduction)
+    sizes = zip(t.axes, t.shape, strides_of(t), strict=True)
+    found = [(step, axis) for axis, n, step in sizes if n > 1]
+    inner = [axis for _, axis in found if axis not in rows]
+    return bool(inner) and min(found)[1] in rows and not lies_across(first)
 
 
 def _alone(t: Compute, contraction: Contraction | None) -> Group:

@@ -34,7 +34,7 @@ MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
 STEPS = 8  # elements of a row that a thread should have at most, as far as there are threads
-ROW_THREADS = (128, 256, 512, 1024)
+ROW_THREADS = (64, 128, 256, 512, 1024)
 TEAM_THREADS = 256
 MIN_ROW = 32  # elements of a row that threads share even if they do not all lie side by side
 SPREAD = 1 << 15  # threads that keep a machine busy: fewer take single elements
@@ -91,12 +91,14 @@ def _cooperate(builder: Builder) -> bool:
         return False
     before, lanes = builder.kernel, _lanes(builder.kernel)
     builder.attempt(ReadOnce(ROW_THREADS[-1] * STEPS * lanes))
+    rows = prod(map(builder.extent, builder.axes))
     for vector in (lanes, 1) if lanes > 1 else (1,):
-        if length <= WARP * vector * STEPS:
-            width = next((w for w in (1, 2, 4, 8, 16) if length <= w * vector), WARP)
+        width = next((w for w in (1, 2, 4, 8, 16) if length <= w * vector), WARP)
+        if length <= WARP * vector * (STEPS if rows * WARP >= SPREAD else 1):
             if builder.attempt(Cooperate(TEAM_THREADS, width, vector)):
                 return True
-        enough = (t for t in ROW_THREADS if t * vector * STEPS >= length)
+        steps = STEPS if rows >= BLOCKS else 1
+        enough = (t for t in ROW_THREADS if t * vector * steps >= length)
         threads = next(enough, ROW_THREADS[-1])
         if builder.attempt(Cooperate(threads, threads, vector)):
             return True
@@ -123,13 +125,19 @@ def _sums(kernel: Kernel) -> list[list[tuple[str, int]]]:
 
 
 def _main_operand(kernel: Kernel) -> Linear | None:
-    """Where the largest operand of the sums is read."""
+    """Where the largest operand of the sums is read that no data chooses from."""
     sums = (n for n in walk(kernel.body) if isinstance(n, Accumulate))
     loads = [n for s in sums for n in walk(s.value) if isinstance(n, Load)]
     if not loads:
         return None
-    main = max(loads, key=lambda n: prod(n.buffer.shape))
-    return offset(main.buffer, main.index, axis_ranges(kernel.body))
+    ranges = axis_ranges(kernel.body)
+    forms = [offset(n.buffer, n.index, ranges) for n in _by_size(loads)]
+    stepped = (f for f in forms if any(f.coefficient(a) for a in ranges))
+    return next(stepped, forms[0])
+
+
+def _by_size(loads: list[Load]) -> list[Load]:
+    return sorted(loads, key=lambda n: -prod(n.buffer.shape))
 
 
 def _lies_along_rows(kernel: Kernel, length: int) -> bool:
@@ -163,7 +171,8 @@ def _columns(builder: Builder) -> bool:
         groups = builder.extent(axis) // lanes
         width = next((w for w in (1, 2, 4, 8, 16) if groups <= w), WARP)
         threads = prod(map(builder.extent, builder.axes)) // lanes
-        most = min(TEAM_THREADS // width, length)
+        team = TEAM_THREADS if threads >= width * BLOCKS else ROW_THREADS[-1]
+        most = min(team // width, length)
         depths = [d for d in (1 << k for k in range(11)) if width * d % WARP == 0 and d <= most]
         if threads < MANY and depths and depths[-1] > 1:
             if builder.attempt(Columns(axis, width, depths[-1], lanes)):

@@ -11,6 +11,7 @@ import numpy as np
 
 from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import ExecutionError
+from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
@@ -82,9 +83,9 @@ class CudaPlan:
         self._device, self._constants = device, constants
         legal = legalize(outputs)
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
-        program = copy_results(inline(inputs, kept))
+        program = split_for_grid(copy_results(inline(inputs, kept)))
         settled = settle(program, weights)
-        groups = form_groups(program)
+        groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
         scheduled = _scheduled(lowered)
         sources = [_source(launch, device.architecture) for _, launch in scheduled]
