@@ -18,6 +18,7 @@ from tilewright.fusion import grid_sums
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline
+from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.results import copy_results
@@ -41,7 +42,7 @@ def lowered(
 ) -> tuple[list[Lowered], dict[str, Constant]]:
     """The kernels of some outputs as a plan on a GPU has them, and what is known by then."""
     kept = [t for t in legalize(outputs) if not isinstance(t, (Placeholder, Constant))]
-    program = split_for_grid(copy_results(inline(inputs, kept)))
+    program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
     settled = settle(program, PackedWeights())
     return [lower(g, program) for g in form_groups(program, side_by_side=True)], settled
 

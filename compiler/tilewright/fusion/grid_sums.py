@@ -12,10 +12,10 @@ from math import prod
 from tilewright.fusion.contraction import ranges_of
 from tilewright.fusion.inline import Program
 from tilewright.fusion.renew import renewed
-from tilewright.fusion.sums import lies_across, steps_of, taken_apart
+from tilewright.fusion.sums import lies_across, neighbours, steps_of, taken_apart, widened
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
-from tilewright.loops.ir import Const, Expr, Load, Select, Var, substitute
+from tilewright.loops.ir import Const, Expr, Load, Select, Var, index_const, substitute
 from tilewright.loops.scalars import identity
 from tilewright.ops.tensor import Compute, Reduction, Tensor, fresh_axis, sources
 
@@ -44,12 +44,13 @@ def split_for_grid(program: Program) -> Program:
         current = renewed(t, done)
         if isinstance(current, Compute) and not program.on_tiles(t) and _may_split(current):
             current = taken_apart(current)
-            cuts = _cuts(current)
-            if cuts:
+            near = _neighbours(current)
+            cuts = _cuts(current, near)
+            if cuts or near:
                 program.checked[f"{t.name}_parts"] = program.checked.pop(t.name, ())
-                parts = _parts(current, cuts)
-                order.append(parts)
-                current = _whole(current, parts, len(cuts))
+                parts, wide = widened(_parts(current, cuts, near))
+                order += [*wide, parts]
+                current = _whole(current, parts, cuts, near)
         done[t.name] = current
         order.append(current)
     program.order = order
@@ -66,21 +67,32 @@ def _may_split(t: Compute) -> bool:
     return sums and not t.exact and not isinstance(t, WinogradCompute)
 
 
-def _cuts(t: Compute) -> list[_Cut]:
+def _neighbours(t: Compute) -> str:
+    """The summed axis along which few elements lie side by side, and after them those of the next
+    result: they are results of their own at first, so that whole lines are read."""
+    assert t.reduction is not None
+    steps = steps_of(t)
+    if not steps or t.size * prod(n for _, n in t.reduction.axes) < ENOUGH:
+        return ""
+    return neighbours(t, steps)[0]
+
+
+def _cuts(t: Compute, near: str) -> list[_Cut]:
     """Axes whose parts become blocks, outermost in memory first; none where there are blocks
     enough."""
     assert t.reduction is not None
     steps, summed = steps_of(t), prod(n for _, n in t.reduction.axes)
     if not steps:
         return []
-    blocks = -(-t.size // LINE) if lies_across(t) else t.size
+    results = t.size * dict(t.reduction.axes).get(near, 1)
+    blocks = -(-results // LINE) if near or lies_across(t) else t.size
     each = t.size * summed // blocks
     wanted = min(BLOCKS // blocks, each // PART) if each >= ENOUGH else 0
     cuts: list[_Cut] = []
     for axis, extent in sorted(t.reduction.axes, key=lambda x: -steps[x[0]]):
         if wanted < 2:
             break
-        if extent > 1:
+        if extent > 1 and axis != near:
             cuts.append(_cut(axis, extent, wanted))
             wanted //= cuts[-1].count
     return cuts if prod(c.count for c in cuts) > 1 else []
@@ -99,29 +111,32 @@ def _cut(axis: str, extent: int, wanted: int) -> _Cut:
     return _Cut(axis, extent, -(-extent // length), length)
 
 
-def _parts(t: Compute, cuts: list[_Cut]) -> Compute:
-    """What comes of the parts, as [part..., result...] where results lie side by side in memory,
-    and as [result..., part...] where they do not."""
+def _parts(t: Compute, cuts: list[_Cut], near: str) -> Compute:
+    """What comes of the parts, as [part..., result..., neighbour] where results lie side by side
+    in memory, and as [result..., part..., 1] where they do not."""
     assert t.reduction is not None
     by_axis = {c.axis: c for c in cuts}
     axes: list[tuple[str, int]] = []
     kept: list[tuple[str, int]] = []
     env: dict[str, Expr] = {}
     body: Expr = t.body
+    last = (fresh_axis("i"), 1)
     for axis, extent in t.reduction.axes:
         c = by_axis.get(axis)
-        if c is None:
+        if axis == near:
+            last = (axis, extent)
+        elif c is None:
             kept.append((axis, extent))
-            continue
-        part, rest = fresh_axis("i"), fresh_axis("r")
-        axes.append((part, c.count))
-        env[axis] = Var(part) * c.length + Var(rest) if c.length > 1 else Var(part)
-        kept += [(rest, c.length)] if c.length > 1 else []
-        if c.count * c.length > extent:
-            nothing = Const(identity(t.reduction.op, t.dtype), t.dtype)
-            body = Select(Var(axis) < extent, body, nothing)
+        else:
+            part, rest = fresh_axis("i"), fresh_axis("r")
+            axes.append((part, c.count))
+            env[axis] = Var(part) * c.length + Var(rest) if c.length > 1 else Var(part)
+            kept += [(rest, c.length)] if c.length > 1 else []
+            if c.count * c.length > extent:
+                nothing = Const(identity(t.reduction.op, t.dtype), t.dtype)
+                body = Select(Var(axis) < extent, body, nothing)
     own = list(zip(t.axes, t.shape, strict=True))
-    placed = [*axes, *own] if lies_across(t) else [*own, *axes]
+    placed = [*axes, *own, last] if near or lies_across(t) else [*own, *axes, last]
     made = replace(
         t,
         name=f"{t.name}_parts",
@@ -135,13 +150,14 @@ def _parts(t: Compute, cuts: list[_Cut]) -> Compute:
     return replace(made, body=simplify_loads(made.body, ranges_of(made)))
 
 
-def _whole(t: Compute, parts: Compute, count: int) -> Compute:
+def _whole(t: Compute, parts: Compute, cuts: list[_Cut], near: str) -> Compute:
     """The same as t, from what comes of its parts."""
     assert t.reduction is not None
-    first = bool(t.axes) and parts.axes[count:] == t.axes
-    sizes = parts.shape[:count] if first else parts.shape[-count:]
-    names = [fresh_axis("r") for _ in sizes]
-    at, here = [Var(n) for n in names], [Var(a) for a in t.axes]
-    index = (*at, *here) if first else (*here, *at)
-    axes = tuple(zip(names, sizes, strict=True))
-    return replace(t, body=Load(parts, index), reduction=Reduction(t.reduction.op, axes))
+    first = parts.axes[len(cuts) : -1] == t.axes
+    names = [fresh_axis("r") for _ in (*cuts, near)]
+    at, here = [Var(n) for n in names[:-1]], [Var(a) for a in t.axes]
+    index = (*at, *here, Var(names[-1])) if first else (*here, *at, Var(names[-1]))
+    sizes = (*(c.count for c in cuts), parts.shape[-1])
+    axes = tuple((a, n) for a, n in zip(names, sizes, strict=True) if n > 1)
+    body = substitute(Load(parts, index), {a: index_const(0) for a, n in zip(names, sizes, strict=True) if n == 1})
+    return replace(t, body=body, reduction=Reduction(t.reduction.op, axes))  # type: ignore[arg-type]

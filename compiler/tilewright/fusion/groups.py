@@ -195,13 +195,15 @@ class _Grouper:
 
 
 def _turns(t: Compute, g: Group, rows: tuple[str, ...]) -> bool:
-    """Whether t has more than one element to a row, and those of one row lie apart, although the
-    group's first sums go along memory."""
+    """Whether the elements of a row of t lie apart, and either are many or follow sums that go
+    along memory."""
     first = next(m for m in g.members if m.reduction)
     sizes = zip(t.axes, t.shape, strides_of(t), strict=True)
-    found = [(step, axis) for axis, n, step in sizes if n > 1]
-    inner = [axis for _, axis in found if axis not in rows]
-    return bool(inner) and min(found)[1] in rows and not lies_across(first)
+    found = [(step, axis, n) for axis, n, step in sizes if n > 1]
+    inner = [n for _, axis, n in found if axis not in rows]
+    if not inner or min(found)[1] not in rows:
+        return False
+    return prod(inner) > MAX_ACROSS or not lies_across(first)
 
 
 def _alone(t: Compute, contraction: Contraction | None) -> Group:

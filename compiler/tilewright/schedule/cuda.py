@@ -84,10 +84,10 @@ def _blocks(t: BlockTile, rows: int, columns: int) -> int:
 # -- sums
 
 
-def _cooperate(builder: Builder) -> bool:
-    """Threads share rows whose elements lie side by side."""
+def _cooperate(builder: Builder, anyway: bool = False) -> bool:
+    """Threads share rows whose elements lie side by side, or any."""
     length = _row_length(builder.kernel)
-    if not _lies_along_rows(builder.kernel, length):
+    if not anyway and not _lies_along_rows(builder.kernel, length):
         return False
     before, lanes = builder.kernel, _lanes(builder.kernel)
     builder.attempt(ReadOnce(ROW_THREADS[-1] * STEPS * lanes))
@@ -192,7 +192,11 @@ def _lanes_along(builder: Builder) -> int:
 
 
 def _by_results(builder: Builder) -> None:
-    """Each thread has a result, or some that lie side by side as their operands do."""
+    """Each thread has a result, or some that lie side by side as their operands do; threads share
+    the work for them where there are too few of them."""
+    rows, length = prod(map(builder.extent, builder.axes)), _row_length(builder.kernel)
+    if rows * MIN_ROW < SPREAD and length >= MIN_ROW and _cooperate(builder, anyway=True):
+        return
     builder.merge_all()
     lanes = _lanes_along(builder)
     if lanes > 1 and prod(map(builder.extent, builder.axes)) >= lanes * SPREAD:

@@ -14,6 +14,7 @@ from tilewright.errors import ExecutionError
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
+from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.results import copy_results
@@ -83,7 +84,7 @@ class CudaPlan:
         self._device, self._constants = device, constants
         legal = legalize(outputs)
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
-        program = split_for_grid(copy_results(inline(inputs, kept)))
+        program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
         settled = settle(program, weights)
         groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
