@@ -12,67 +12,45 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuda_harness import needs_compiler
+from cuda_kernels import Run, emulated, interpreted, lowered
 from strategies import Program, programs, random_array
 from tilewright.dtypes import DType
 from tilewright.fusion import grid_sums
-from tilewright.fusion.grid_sums import split_for_grid
-from tilewright.fusion.groups import form_groups
-from tilewright.fusion.inline import inline
-from tilewright.fusion.laid_constants import lay_constants
-from tilewright.fusion.legalize import legalize
-from tilewright.fusion.lower import Lowered, lower
-from tilewright.fusion.results import copy_results
-from tilewright.fusion.settle import settle
-from tilewright.fusion.weights import PackedWeights
-from tilewright.loops.interpret import interpret, poisoned
+from tilewright.fusion.lower import Lowered
 from tilewright.loops.ir import Expr, Kernel, Select, apply, as_expr
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify import verify
 from tilewright.ops import common
 from tilewright.ops.slicing import concat
-from tilewright.ops.tensor import Constant, Placeholder, Tensor, compute, placeholder
+from tilewright.ops.tensor import Placeholder, Tensor, compute, placeholder
 from tilewright.schedule import cuda
 from tilewright.schedule.cuda import choose_cuda_schedule
 
 Array = np.ndarray[Any, Any]
 
 
-def lowered(
-    inputs: Sequence[Placeholder], outputs: Sequence[Tensor]
-) -> tuple[list[Lowered], dict[str, Constant]]:
-    """The kernels of some outputs as a plan on a GPU has them, and what is known by then."""
-    kept = [t for t in legalize(outputs) if not isinstance(t, (Placeholder, Constant))]
-    program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
-    settled = settle(program, PackedWeights())
-    return [lower(g, program) for g in form_groups(program, side_by_side=True)], settled
-
-
 @contextmanager
 def small_machine() -> Iterator[None]:
     """As if few threads and short rows kept the machine busy, so that small shapes are treated as
     large ones."""
-    small = {"SPREAD": 4, "MANY": 1 << 12, "SHORT": 3, "WAVE": 16, "SIDE": 8, "MIN_SIDE": 2}
+    small: dict[str, Any] = {
+        "SPREAD": 4,
+        "MANY": 1 << 12,
+        "SHORT": 3,
+        "WAVE": 16,
+        "SIDE": 8,
+        "MIN_SIDE": 2,
+    }
     small |= {"MIN_TILE": 4, "MIN_ROW": 6, "STEPS": 2, "TEAM_THREADS": 64, "ROW_THREADS": (32, 64)}
-    parts = {"PART": 8, "ENOUGH": 16, "LINE": 4, "WHOLE": 2, "BLOCKS": 16}
+    parts: dict[str, Any] = {"PART": 8, "ENOUGH": 16, "LINE": 4, "WHOLE": 2, "BLOCKS": 16}
     with patch.multiple(cuda, **small), patch.multiple(grid_sums, **parts):
         yield
 
 
-def run(n: Lowered, kernel: Kernel, arrays: dict[str, Array]) -> dict[str, Array]:
-    """What a kernel writes, by the names of its tensors."""
-    env, made = {}, {}
-    for b, t in zip(kernel.params, n.tensors, strict=True):
-        if b.name in kernel.outputs:
-            made[t.name] = env[b.name] = poisoned(t.shape, t.dtype)
-        else:
-            env[b.name] = t.value if isinstance(t, Constant) else arrays[t.name]
-    interpret(kernel, env)
-    return made
-
-
 def same(n: Lowered, kernel: Kernel, arrays: dict[str, Array]) -> None:
     """The scheduled kernel gives what the plain loops give; their results are added."""
-    plain, ours = run(n, n.kernel, arrays), run(n, kernel, arrays)
+    plain, ours = interpreted(n, n.kernel, arrays), interpreted(n, kernel, arrays)
     for name, wanted in plain.items():
         np.testing.assert_allclose(ours[name], wanted, rtol=2e-5, atol=2e-5, err_msg=str(kernel))
     arrays.update(plain)
@@ -158,9 +136,7 @@ def cut(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
 def chosen(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
     """From two tensors by a third."""
     y, which = placeholder(x.shape, x.dtype), placeholder(x.shape, DType.BOOL)
-    return [x, y, which], common.elementwise(
-        lambda c, a, b: Select(c, a, b), which, x, y
-    )
+    return [x, y, which], common.elementwise(lambda c, a, b: Select(c, a, b), which, x, y)
 
 
 def gathered(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
@@ -216,3 +192,28 @@ def test_families(drawn: tuple[list[Placeholder], Tensor], small: bool) -> None:
     inputs, result = drawn
     with small_machine() if small else nullcontext():
         agree(inputs, [result])
+
+
+def agrees(inputs: Sequence[Placeholder], *outputs: Tensor) -> list[Run]:
+    """The kernels as the emulator ran them; what they write is what their plain loops write."""
+    kernels, settled = lowered(inputs, outputs)
+    arrays = {t.name: random_array(k, t.shape, t.dtype) for k, t in enumerate(inputs)} | GIVEN
+    arrays |= {name: c.value for name, c in settled.items()}
+    runs = []
+    for n in kernels:
+        runs.append(emulated(n, arrays))
+        plain = interpreted(n, n.kernel, arrays)
+        for name, wanted in plain.items():
+            found = runs[-1].written[name]
+            np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+        arrays.update(plain)
+    return runs
+
+
+@needs_compiler
+@settings(max_examples=20)
+@given(family(), st.booleans())
+def test_machine_code_of_families(drawn: tuple[list[Placeholder], Tensor], small: bool) -> None:
+    inputs, result = drawn
+    with small_machine() if small else nullcontext():
+        agrees(inputs, result)

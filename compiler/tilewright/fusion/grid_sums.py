@@ -158,6 +158,8 @@ def _whole(t: Compute, parts: Compute, cuts: list[_Cut], near: str) -> Compute:
     at, here = [Var(n) for n in names[:-1]], [Var(a) for a in t.axes]
     index = (*at, *here, Var(names[-1])) if first else (*here, *at, Var(names[-1]))
     sizes = (*(c.count for c in cuts), parts.shape[-1])
-    axes = tuple((a, n) for a, n in zip(names, sizes, strict=True) if n > 1)
-    body = substitute(Load(parts, index), {a: index_const(0) for a, n in zip(names, sizes, strict=True) if n == 1})
+    summed = list(zip(names, sizes, strict=True))
+    alone: dict[str, Expr] = {a: index_const(0) for a, n in summed if n == 1}
+    axes = tuple((a, n) for a, n in summed if n > 1)
+    body = substitute(Load(parts, index), alone)
     return replace(t, body=body, reduction=Reduction(t.reduction.op, axes))  # type: ignore[arg-type]

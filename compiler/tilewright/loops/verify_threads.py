@@ -18,7 +18,7 @@ from math import prod
 from typing import NoReturn
 
 from tilewright.errors import VerifyError
-from tilewright.loops.affine import Range, Ranges, simplify_index
+from tilewright.loops.affine import Range, Ranges, linear, simplify_index
 from tilewright.loops.facts import Facts, learn, linear_bounds
 from tilewright.loops.ir import (
     Accumulate,
@@ -55,7 +55,7 @@ OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
 MAX_SHARED_BYTES = 227 << 10
 
 Element = tuple[Expr, ...]
-Places = dict[Element, Range]  # with the least and the greatest offset from the buffer's start
+Places = dict[Element, tuple[Range, ...]]  # with the range of each index, and of the offset
 
 
 def has_threads(kernel: Kernel) -> bool:
@@ -203,8 +203,13 @@ def _apart(a: Places, b: Places) -> bool:
     """Whether all accesses of a thread are to its own element, or to different parts of the
     buffer."""
     return all(
-        p == q or a[p][1] < b[q][0] or b[q][1] < a[p][0] for p, q in product(a, b)
+        p == q or any(x[1] < y[0] or y[1] < x[0] for x, y in zip(a[p], b[q], strict=True))
+        for p, q in product(a, b)
     )
+
+
+def _around(a: Range, b: Range) -> Range:
+    return min(a[0], b[0]), max(a[1], b[1])
 
 
 def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
@@ -231,10 +236,10 @@ def _phase(loop: For, ranges: Ranges) -> _Phase:
     for n, facts in _accesses(loop, ranges, {}, names):
         kind = phase.reads if isinstance(n, Load) else phase.writes
         place = tuple(names.plain(simplify_index(i, ranges)) for i in n.index)
-        low, high = linear_bounds(offset(n.buffer, n.index, ranges), ranges, facts)
-        spans = kind.setdefault(n.buffer.name, {})
-        before = spans.get(place, (low, high))
-        spans[place] = min(low, before[0]), max(high, before[1])
+        forms = *(linear(i, ranges) for i in n.index), offset(n.buffer, n.index, ranges)
+        spans = tuple(linear_bounds(f, ranges, facts) for f in forms)
+        places = kind.setdefault(n.buffer.name, {})
+        places[place] = tuple(map(_around, places.get(place, spans), spans))
     return phase
 
 

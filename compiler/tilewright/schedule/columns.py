@@ -36,6 +36,7 @@ from tilewright.schedule.cooperate import THREAD, unflattened
 from tilewright.schedule.vectors import by_vectors
 
 COLUMN, LANE = "column_block", "lane"
+FEW_LINES = 4  # that each line adds up itself
 
 
 @dataclass(frozen=True)
@@ -174,23 +175,27 @@ class _Columns:
         return own if depth == 1 else self.met(self.homes[leaf.buffer.name], leaf.op, own)
 
     def met(self, home: Buffer, op: ScalarOp, own: Stmt) -> Stmt:
-        """Every line gets the sums of all of them."""
+        """Every line gets the sums of all of them: half of the lines add those of the other half
+        until few are left."""
         how, other, lane = self.how, Var("line"), Var(LANE)
-        shape = (how.depth, how.lanes, how.width)  # threads side by side have banks side by side
+        shape = (how.lanes, how.depth, how.width)  # neighbouring threads have banks side by side
         shared = Buffer(f"lines{self.shared}", home.dtype, shape, space=Space.SHARED)
         self.shared += 1
         mine = (Var(THREAD), lane)
-        write = Store(shared, (self.line, lane, self.side), Load(home, mine))
-        first = Store(home, mine, Load(shared, (index_const(0), lane, self.side)))
-        rest = Accumulate(home, mine, op, Load(shared, (other + 1, lane, self.side)))
-        others = For(other.name, index_const(how.depth - 1), self.lanes(rest), baked=True)
-        parts = (
-            own,
-            self.by_threads(self.lanes(write)),
-            Barrier(),
-            self.by_threads(Block((self.lanes(first), others))),
-        )
-        return Alloc(shared, Block(parts))
+        write = Store(shared, (lane, self.line, self.side), Load(home, mine))
+        parts: list[Stmt] = [own, self.by_threads(self.lanes(write)), Barrier()]
+        left = how.depth
+        while left > FEW_LINES:
+            half = -(-left // 2)
+            below = Load(shared, (lane, self.line + half, self.side))
+            fold = self.lanes(Accumulate(shared, (lane, self.line, self.side), op, below))
+            parts += [self.by_threads(If(self.line < left - half, fold)), Barrier()]
+            left = half
+        first = Store(home, mine, Load(shared, (lane, index_const(0), self.side)))
+        rest = Accumulate(home, mine, op, Load(shared, (lane, other + 1, self.side)))
+        others = For(other.name, index_const(left - 1), self.lanes(rest), baked=True)
+        parts.append(self.by_threads(Block((self.lanes(first), others))))
+        return Alloc(shared, Block(tuple(parts)))
 
     def lanes(self, s: Stmt) -> Stmt:
         return For(LANE, index_const(self.how.lanes), s, baked=True)

@@ -212,9 +212,7 @@ class _Cooperation:
             return substitute(body, {step: index_const(0)})  # type: ignore[return-value]
         return For(step, index_const(steps), body, baked=in_registers)
 
-    def moved(
-        self, axes: Sequence[tuple[str, int]], leaf: Stmt, element: Expr, part: str
-    ) -> Stmt:
+    def moved(self, axes: Sequence[tuple[str, int]], leaf: Stmt, element: Expr, part: str) -> Stmt:
         """The statement of an element of a row, by the element's number."""
         step = Var(f"{axes[0][0]}_step")
         own = Var(part) if part in variables(element) else index_const(0)

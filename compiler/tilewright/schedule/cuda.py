@@ -94,9 +94,9 @@ def _cooperate(builder: Builder, anyway: bool = False) -> bool:
     rows = prod(map(builder.extent, builder.axes))
     for vector in (lanes, 1) if lanes > 1 else (1,):
         width = next((w for w in (1, 2, 4, 8, 16) if length <= w * vector), WARP)
-        if length <= WARP * vector * (STEPS if rows * WARP >= SPREAD else 1):
-            if builder.attempt(Cooperate(TEAM_THREADS, width, vector)):
-                return True
+        fits = length <= WARP * vector * (STEPS if rows * WARP >= SPREAD else 1)
+        if fits and builder.attempt(Cooperate(TEAM_THREADS, width, vector)):
+            return True
         steps = STEPS if rows >= BLOCKS else 1
         enough = (t for t in ROW_THREADS if t * vector * steps >= length)
         threads = next(enough, ROW_THREADS[-1])
@@ -174,9 +174,9 @@ def _columns(builder: Builder) -> bool:
         team = TEAM_THREADS if threads >= width * BLOCKS else ROW_THREADS[-1]
         most = min(team // width, length)
         depths = [d for d in (1 << k for k in range(11)) if width * d % WARP == 0 and d <= most]
-        if threads < MANY and depths and depths[-1] > 1:
-            if builder.attempt(Columns(axis, width, depths[-1], lanes)):
-                return True
+        shared = threads < MANY and depths and depths[-1] > 1
+        if shared and builder.attempt(Columns(axis, width, depths[-1], lanes)):
+            return True
     builder.kernel = before
     return False
 

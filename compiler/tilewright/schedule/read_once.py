@@ -17,20 +17,17 @@ from tilewright.loops.ir import (
     For,
     Kernel,
     Load,
-    Node,
-    Select,
     Space,
     Stmt,
     Store,
     Var,
-    children,
     index_const,
     rewrite,
     substitute,
     variables,
     walk,
 )
-from tilewright.loops.locate import outer_loops
+from tilewright.loops.locate import always_read, outer_loops
 
 Shape = tuple[int, ...]
 Place = tuple[Load, Shape]  # what a nest reads, its axes by position, and their extents
@@ -93,21 +90,13 @@ def _places(nest: For, kernel: Kernel) -> list[Place]:
     own = frozenset(n.axis for n in chain)
     found = [
         n
-        for n in _always_read(chain[-1].body)
+        for n in always_read(chain[-1].body)
         if n.buffer.space is Space.GLOBAL
         and n.buffer.name not in kernel.outputs
         and own <= variables(n)
         and not any(isinstance(m, Load) for i in n.index for m in walk(i))
     ]
     return [(substitute(n, _positions(chain)), shape) for n in found]  # type: ignore[misc]
-
-
-def _always_read(n: Node) -> list[Load]:
-    """Loads that happen whatever the elements are: those in no choice."""
-    if isinstance(n, Load):
-        return [n]
-    below = (n.condition,) if isinstance(n, Select) else children(n)
-    return [found for c in below for found in _always_read(c)]
 
 
 def _kept(s: Stmt, place: Place, b: Buffer) -> Stmt:

@@ -137,8 +137,8 @@ def _requests(s: Node, env: Env, active: Array, wide: int) -> Iterator[Request]:
             return
         case Load() | Store() | Accumulate() if s.buffer.space is Space.GLOBAL and active.any():
             yield _request(s, env, active, wide)
-    for c in children(s):
-        yield from _requests(c, env, active, wide)
+    for below in children(s):
+        yield from _requests(below, env, active, wide)
 
 
 def _request(n: Load | Store | Accumulate, env: Env, active: Array, wide: int) -> Request:

@@ -11,7 +11,6 @@ from tilewright.loops.affine import Range, simplify_index, simplify_loads
 from tilewright.loops.facts import Facts, learn, unproven
 from tilewright.loops.ir import (
     Alloc,
-    Apply,
     Barrier,
     Block,
     Buffer,
@@ -24,20 +23,17 @@ from tilewright.loops.ir import (
     Load,
     LoopKind,
     Node,
-    Select,
     Space,
     Stmt,
     Store,
     Var,
-    children,
     index_const,
     rewrite,
     substitute,
     variables,
     walk,
 )
-from tilewright.loops.locate import axis_ranges, offset, outer_loops
-from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.locate import always_read, axis_ranges, offset, outer_loops
 from tilewright.schedule.cooperate import THREAD
 from tilewright.schedule.vectors import by_vectors, is_adjacent
 
@@ -74,7 +70,7 @@ class Transpose:
 def read_along(store: Store, ranges: Mapping[str, Range], written: str) -> dict[str, list[Load]]:
     """The loads that step through memory along another axis than the written one, by that axis."""
     found: dict[str, list[Load]] = {}
-    for n in _always_read(store.value):
+    for n in always_read(store.value):
         form = offset(n.buffer, n.index, ranges)
         beside = [a for a in ranges if a != written and form.coefficient(a) == 1]
         turned = written in variables(n) and form.coefficient(written) != 1
@@ -91,14 +87,6 @@ def _held(dtype: DType) -> DType:
 
 def _cast(dtype: DType, e: Load) -> Expr:
     return e if e.buffer.dtype is dtype else Cast(dtype, e)
-
-
-def _always_read(n: Node) -> list[Load]:
-    """Loads that happen whatever the elements are: those in no choice."""
-    if isinstance(n, Load):
-        return [n]
-    below = (n.condition,) if isinstance(n, Select) else children(n)
-    return [found for c in below for found in _always_read(c)]
 
 
 class _Turning:
@@ -184,7 +172,7 @@ class _Turning:
         if not self.is_square or self.extents[axis] % lanes or self.banks % lanes:
             return 1
         loop = For(LANE, index_const(lanes), access)  # type: ignore[arg-type]
-        start = {axis: Var("group") * lanes + Var(LANE)}
+        start: dict[str, Expr] = {axis: Var("group") * lanes + Var(LANE)}
         index = tuple(substitute(i, start) for i in access.index)
         groups = self.extents[axis] // lanes
         ranges = {a: (0.0, n - 1.0) for a, n in self.extents.items()}
@@ -224,7 +212,7 @@ class _Turning:
         sizes = {**self.sizes, THREAD: how.threads, lane: lanes, share: count}
         ranges = {a: (0.0, n - 1.0) for a, n in sizes.items()}
         body: Stmt = self.simplified(s, ranges)
-        first = {lane: index_const(0)}
+        first: dict[str, Expr] = {lane: index_const(0)}
         if lanes > 1:
             body = by_vectors(For(lane, index_const(lanes), body, baked=True), ranges)
             row, column = (substitute(e, first) for e in (row, column))  # type: ignore[assignment]
@@ -261,10 +249,8 @@ class _Turning:
     def placed(self, n: Load | Store, row: Expr, column: Expr) -> Node:
         """A load or the store where an element of the tile belongs."""
         how = self.how
-        env = {
+        env: dict[str, Expr] = {
             self.written: Var("row_block") * how.rows + row,
             how.along: Var("column_block") * how.columns + column,
         }
         return substitute(n, env)
-
-

@@ -27,10 +27,8 @@ from tilewright.loops.ir import (
     Stmt,
     Store,
     Var,
-    index_const,
     makes_checks,
     map_children,
-    rewrite,
     variables,
     walk,
 )
@@ -206,7 +204,7 @@ class Staging:
         if any(makes_checks(i) for i in n.index):
             return False
         spans = (bounds(i, self.ranges, self.facts) for i in n.index)
-        return all(0 <= a and b < m for (a, b), m in zip(spans, n.buffer.shape, strict=True))
+        return all(a >= 0 and b < m for (a, b), m in zip(spans, n.buffer.shape, strict=True))
 
 
 def _all(conditions: Conditions) -> Expr:
