@@ -22,6 +22,7 @@ from tilewright.loops.ir import Expr, Kernel, Select, apply, as_expr
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify import verify
 from tilewright.ops import common
+from tilewright.ops.scatter import scatter_elements, scatter_nd
 from tilewright.ops.slicing import concat
 from tilewright.ops.tensor import Placeholder, Tensor, compute, placeholder
 from tilewright.schedule import cuda
@@ -154,6 +155,33 @@ def gathered(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor
     return [x, at], compute(shape, element)
 
 
+def scattered(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
+    """With updates of elements, or of whole slices, some of them twice."""
+    depth, count = draw(st.integers(1, x.rank)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(count)
+    rows = [rng.integers(0, n, count) for n in x.shape[:depth]]
+    at = placeholder((count, depth), DType.I64)
+    GIVEN[at.name] = np.stack(rows, axis=1)
+    updates = placeholder((count, *x.shape[depth:]), x.dtype)
+    how = draw(st.sampled_from(["none", "add"]))
+    return [x, at, updates], scatter_nd(x, at, updates, reduction=how)
+
+
+def scattered_along(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
+    axis = draw(st.integers(0, x.rank - 1))
+    count = draw(st.integers(1, 9))
+    shape = [count if k == axis else n for k, n in enumerate(x.shape)]
+    at, updates = placeholder(shape, DType.I64), placeholder(shape, x.dtype)
+    GIVEN[at.name] = np.random.default_rng(count).integers(0, x.shape[axis], shape)
+    return [x, at, updates], scatter_elements(x, at, updates, axis=axis)
+
+
+def joined_many(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
+    axis = draw(st.integers(0, x.rank - 1))
+    parts = [placeholder(x.shape, x.dtype) for _ in range(draw(st.integers(2, 12)))]
+    return [x, *parts], concat(x, *parts, axis=axis)
+
+
 def summed(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tensor]:
     axes = draw(st.lists(st.integers(0, x.rank - 1), min_size=1, unique=True))
     op = draw(st.sampled_from([ScalarOp.ADD, ScalarOp.MAX]))
@@ -182,7 +210,10 @@ def normalised(draw: st.DrawFn, x: Placeholder) -> tuple[list[Placeholder], Tens
     return [x, scale], common.elementwise(lambda a, s: a * s, value, scale)
 
 
-KINDS = (mapped, turned, joined, cut, chosen, gathered, summed, softmax, normalised)
+KINDS = (
+    *(mapped, turned, joined, cut, chosen, gathered, summed, softmax, normalised),
+    *(scattered, scattered_along, joined_many),
+)
 GIVEN: dict[str, Array] = {}
 
 

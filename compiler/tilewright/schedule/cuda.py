@@ -7,7 +7,7 @@ from math import prod
 from tilewright.dtypes import DType
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.affine import Linear
-from tilewright.loops.ir import Accumulate, For, Kernel, Load, Store, walk
+from tilewright.loops.ir import Accumulate, For, Kernel, Load, LoopKind, Store, walk
 from tilewright.loops.locate import axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
 from tilewright.schedule.block_tiles import BlockTile, find_product
@@ -18,6 +18,7 @@ from tilewright.schedule.directives import Block
 from tilewright.schedule.elements import Elements
 from tilewright.schedule.heuristics import bake_windows
 from tilewright.schedule.read_once import ReadOnce
+from tilewright.schedule.teams import Teams
 from tilewright.schedule.transposed import Transpose, read_along
 from tilewright.schedule.vectors import Vectorize, lanes_for
 
@@ -49,15 +50,23 @@ MIN_TILE = 1 << 10  # elements below which the first-level cache turns them
 
 def choose_cuda_schedule(lowered: Lowered) -> Kernel:
     """The kernel with a schedule that suits its kind."""
-    if lowered.group.nest is not None:
-        return lowered.kernel
     builder = Builder(lowered.kernel)
+    if lowered.group.nest is not None:
+        _nest(builder)
+        return builder.kernel
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
         _map(builder)
     elif not _multiply(builder) and not _cooperate(builder) and not _columns(builder):
         _by_results(builder)
     return builder.kernel
+
+
+def _nest(builder: Builder) -> None:
+    """Threads share the tasks of a hand-written nest, where there are few."""
+    tasks = [n for n in outer_loops(builder.kernel.body) if n.kind is LoopKind.PARALLEL]
+    if prod(map(builder.extent, (n.axis for n in tasks))) < SPREAD:
+        builder.attempt(Teams(TEAM_THREADS))
 
 
 def _multiply(builder: Builder) -> bool:
