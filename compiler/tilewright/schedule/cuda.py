@@ -104,12 +104,12 @@ def _cooperate(builder: Builder, anyway: bool = False) -> bool:
     for vector in (lanes, 1) if lanes > 1 else (1,):
         width = next((w for w in (1, 2, 4, 8, 16) if length <= w * vector), WARP)
         fits = length <= WARP * vector * (STEPS if rows * WARP >= SPREAD else 1)
-        if fits and builder.attempt(Cooperate(TEAM_THREADS, width, vector)):
+        if fits and builder.attempt_if_shown(Cooperate(TEAM_THREADS, width, vector)):
             return True
         steps = STEPS if rows >= BLOCKS else 1
         enough = (t for t in ROW_THREADS if t * vector * steps >= length)
         threads = next(enough, ROW_THREADS[-1])
-        if builder.attempt(Cooperate(threads, threads, vector)):
+        if builder.attempt_if_shown(Cooperate(threads, threads, vector)):
             return True
     builder.kernel = before
     return False
@@ -184,7 +184,7 @@ def _columns(builder: Builder) -> bool:
         most = min(team // width, length)
         depths = [d for d in (1 << k for k in range(11)) if width * d % WARP == 0 and d <= most]
         shared = threads < MANY and depths and depths[-1] > 1
-        if shared and builder.attempt(Columns(axis, width, depths[-1], lanes)):
+        if shared and builder.attempt_if_shown(Columns(axis, width, depths[-1], lanes)):
             return True
     builder.kernel = before
     return False
@@ -247,7 +247,7 @@ def _elements(builder: Builder) -> bool:
         loads = len({x for x in walk(builder.kernel.body) if isinstance(x, Load)})
         count = max(1, min(IN_FLIGHT // max(loads, 1), groups // WAVE))
         threads = next((t for t in (256, 128) if groups >= t * BLOCKS), 64)
-        if builder.attempt(Elements(threads, n, 1 << count.bit_length() - 1)):
+        if builder.attempt_if_shown(Elements(threads, n, 1 << count.bit_length() - 1)):
             return True
     return False
 
@@ -270,7 +270,7 @@ def _transpose(builder: Builder) -> bool:
         rows, columns = _sides(w, r, side)
         vectors = rows * columns // lanes
         threads = next((t for t in (256, 128) if vectors >= t), 64)
-        if builder.attempt(Transpose(along, rows, columns, threads, lanes)):
+        if builder.attempt_if_shown(Transpose(along, rows, columns, threads, lanes)):
             return True
     return False
 
