@@ -8,13 +8,13 @@ from tilewright.dtypes import DType
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.affine import Linear
 from tilewright.loops.ir import Accumulate, For, Kernel, Load, LoopKind, Store, walk
-from tilewright.loops.locate import axis_ranges, offset, outer_loops
+from tilewright.loops.locate import allocations, axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
 from tilewright.schedule.block_tiles import BlockTile, find_product
 from tilewright.schedule.builder import Builder
 from tilewright.schedule.columns import Columns
 from tilewright.schedule.cooperate import Cooperate
-from tilewright.schedule.directives import Block
+from tilewright.schedule.directives import Bake, Block
 from tilewright.schedule.elements import Elements
 from tilewright.schedule.heuristics import bake_windows
 from tilewright.schedule.read_once import ReadOnce
@@ -43,6 +43,7 @@ MANY = 1 << 16  # threads with a sum each that read memory fast enough without h
 SHORT = 8  # elements of a sum that one thread adds up as fast as several
 WAVE = 1 << 18  # threads that a machine runs at a time: more have several vectors each
 IN_FLIGHT = 4  # vectors that a thread reads before it writes
+REGISTERS = 64  # that a thread keeps of a row
 SIDE = 64  # elements along a side of a tile that is turned
 MIN_SIDE = 8  # written side by side, where turning tiles pays
 MIN_TILE = 1 << 10  # elements below which the first-level cache turns them
@@ -207,11 +208,39 @@ def _by_results(builder: Builder) -> None:
     if rows * MIN_ROW < SPREAD and length >= MIN_ROW and _cooperate(builder, anyway=True):
         return
     builder.merge_all()
+    kept = _kept_elements(builder)
     lanes = _lanes_along(builder)
-    if lanes > 1 and prod(map(builder.extent, builder.axes)) >= lanes * SPREAD:
+    enough = prod(map(builder.extent, builder.axes)) >= lanes * SPREAD
+    if lanes > 1 and enough and kept * lanes <= REGISTERS:
         _several_results(builder, builder.axes[-1], lanes)
+    if kept:
+        _unroll(builder)
     bake_windows(builder)
     builder.bind(builder.axes)
+
+
+def _kept_elements(builder: Builder) -> int:
+    """Elements of its row that each thread keeps, where they may be registers: what is read again
+    then is as well."""
+
+    def count() -> int:
+        return sum(prod(b.shape) for b in allocations(builder.kernel.body) if b.shape)
+
+    if not 0 < count() <= REGISTERS:
+        return 0
+    before = builder.kernel
+    builder.attempt(ReadOnce(REGISTERS))
+    if count() > 2 * REGISTERS:
+        builder.kernel = before
+    return count()
+
+
+def _unroll(builder: Builder) -> None:
+    """Print the extents of short loops, so that what they index are registers."""
+    outer = set(builder.axes)
+    for axis, (_, last) in axis_ranges(builder.kernel.body).items():
+        if axis not in outer and last < REGISTERS:
+            builder.attempt(Bake(axis))
 
 
 def _several_results(builder: Builder, axis: str, lanes: int) -> None:

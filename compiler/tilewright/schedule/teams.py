@@ -93,7 +93,7 @@ class _Team:
     def independent(self, leaf: Store | Accumulate) -> frozenset[str]:
         """The axes whose iterations write different elements."""
         found = set()
-        for k, i in enumerate(leaf.index):
+        for i in leaf.index:
             form = linear(i, self.ranges)
             others = frozenset[str]().union(*(variables(j) for j in leaf.index if j is not i))
             if len(form.terms) == 1 and isinstance(form.terms[0][0], Var):
@@ -121,8 +121,8 @@ class _Team:
         for i, n in zip(leaf.index, leaf.buffer.shape, strict=True):
             place = place * n + i
         body: Stmt = If((place % self.how.threads).eq(Var(THREAD)), leaf)
-        for n in reversed(chain):
-            body = replace(n, body=body)
+        for loop in reversed(chain):
+            body = replace(loop, body=body)
         return body
 
 
