@@ -16,13 +16,13 @@ from strategies import random_array
 from tilewright.codegen.cuda import emit_cuda
 from tilewright.codegen.quotients import MOST, magic_of
 from tilewright.dtypes import DType
-from tilewright.loops.ir import apply
+from tilewright.loops.ir import Select, apply
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify import verify
 from tilewright.ops import common
 from tilewright.ops.pooling import max_pool
 from tilewright.ops.slicing import concat
-from tilewright.ops.tensor import Placeholder, Tensor, placeholder
+from tilewright.ops.tensor import Placeholder, Tensor, compute, placeholder
 from tilewright.schedule.cuda import choose_cuda_schedule
 from tilewright.schedule.traffic import traffic
 from tilewright_kernels.cuda.quotients import quotient, remainder
@@ -101,6 +101,14 @@ def normalised_of(x: Array, scale: Array) -> Array:
     return result
 
 
+def bordered(x: Tensor) -> Tensor:
+    rows, columns = x.shape
+    return compute(
+        (rows, columns + 8),
+        lambda i, j: common.select(common.inside(j - 3, columns), x[i, j - 3], 0.0),
+    )
+
+
 def pooled(x: Tensor) -> Tensor:
     greatest = max_pool(x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])[0]
     assert greatest is not None
@@ -160,6 +168,20 @@ CASES = (
         f32((512, 192), (512, 64)),
         lambda x, y: concat(x, y, axis=1),
         lambda x, y: np.concatenate([x, y], 1),
+    ),
+    Case(
+        "bordered",
+        f32((256, 1024)),
+        bordered,
+        lambda x: np.pad(x, ((0, 0), (3, 5))),
+        0.2,
+        ("STG.128",),
+    ),
+    Case(
+        "chosen",
+        (((256, 1024), DType.BOOL), *f32((256, 1024), (256, 1024))),
+        lambda c, x, y: common.elementwise(lambda a, b, d: Select(a, b, d), c, x, y),
+        np.where,
     ),
     Case(
         "pooled",

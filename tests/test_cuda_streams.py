@@ -18,7 +18,21 @@ from strategies import Program, programs, random_array
 from tilewright.dtypes import DType
 from tilewright.fusion import grid_sums
 from tilewright.fusion.lower import Lowered
-from tilewright.loops.ir import Expr, Kernel, Select, apply, as_expr
+from tilewright.loops.interpret import run_statement
+from tilewright.loops.ir import (
+    Apply,
+    Buffer,
+    Expr,
+    Kernel,
+    Select,
+    Store,
+    Var,
+    apply,
+    as_expr,
+    index_const,
+    substitute,
+    variables,
+)
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify import verify
 from tilewright.ops import common
@@ -27,6 +41,7 @@ from tilewright.ops.slicing import concat
 from tilewright.ops.tensor import Placeholder, Tensor, compute, placeholder
 from tilewright.schedule import cuda
 from tilewright.schedule.cuda import choose_cuda_schedule
+from tilewright.schedule.uniform import uniform
 
 Array = np.ndarray[Any, Any]
 
@@ -35,15 +50,9 @@ Array = np.ndarray[Any, Any]
 def small_machine() -> Iterator[None]:
     """As if few threads and short rows kept the machine busy, so that small shapes are treated as
     large ones."""
-    small: dict[str, Any] = {
-        "SPREAD": 4,
-        "MANY": 1 << 12,
-        "SHORT": 3,
-        "WAVE": 16,
-        "SIDE": 8,
-        "MIN_SIDE": 2,
-    }
-    small |= {"MIN_TILE": 4, "MIN_ROW": 6, "STEPS": 2, "TEAM_THREADS": 64, "ROW_THREADS": (32, 64)}
+    small: dict[str, Any] = {"SPREAD": 4, "MANY": 1 << 12, "SHORT": 3, "WAVE": 16, "SIDE": 8}
+    small |= {"MIN_SIDE": 2, "MIN_TILE": 4, "MIN_ROW": 6, "STEPS": 2, "TEAM_STEPS": 2}
+    small |= {"TEAM_THREADS": 64, "ROW_THREADS": (32, 64)}
     parts: dict[str, Any] = {"PART": 8, "ENOUGH": 16, "LINE": 4, "WHOLE": 2, "BLOCKS": 16}
     with patch.multiple(cuda, **small), patch.multiple(grid_sums, **parts):
         yield
@@ -248,3 +257,46 @@ def test_machine_code_of_families(drawn: tuple[list[Placeholder], Tensor], small
     inputs, result = drawn
     with small_machine() if small else nullcontext():
         agrees(inputs, result)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.integers(-9, 9), min_size=4, max_size=4),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([ScalarOp.LT, ScalarOp.LE, ScalarOp.GT, ScalarOp.GE]),
+    st.sampled_from(["", "not", "and", "or"]),
+    st.booleans(),
+)
+def test_uniform_conditions(
+    numbers: list[int], lanes: int, op: ScalarOp, how: str, whole: bool
+) -> None:
+    """Such a condition is the same for all lanes, and what it was; in whole vectors there is
+    one."""
+    a, b, c, d = numbers
+    group, lane = Var("group"), Var("lane")
+    step = lanes if whole else 1
+    start = (group * a + b) * step + lane * (1 if whole else c)
+    limit = d * step if op in (ScalarOp.LT, ScalarOp.GE) else d * step - 1
+    condition: Expr = Apply(op, (start, index_const(limit)))
+    other = Apply(ScalarOp.LT, (group, index_const(d)))
+    if how == "not":
+        condition = Apply(ScalarOp.NOT, (condition,))
+    elif how:
+        condition = Apply(ScalarOp.AND if how == "and" else ScalarOp.OR, (other, condition))
+    ranges = {"group": (0.0, 9.0), "lane": (0.0, lanes - 1.0)}
+    found = uniform(condition, "lane", lanes, ranges)
+    assert found is not None or not whole
+    if found is None:
+        return
+    assert "lane" not in variables(found)
+    for g in range(10):
+        for v in range(lanes):
+            at: dict[str, Expr] = {"group": index_const(g), "lane": index_const(v)}
+            assert value(substitute(found, at)) == value(substitute(condition, at))
+
+
+def value(e: Any) -> bool:
+    """Of an expression of constants."""
+    out = np.zeros(1, np.bool_)
+    run_statement(Store(Buffer("out", DType.BOOL, (1,)), (index_const(0),), e), {}, {"out": out})
+    return bool(out[0])

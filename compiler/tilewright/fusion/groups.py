@@ -23,6 +23,8 @@ from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 MAX_SERIAL_WORK = 1 << 15  # elements that one task may take on so that kernels can be fused
 MAX_ACROSS = 64  # elements of a row that lie apart and still stay in the first-level cache
 MIN_ROWS = 4  # fewer rows are too few tasks
+MANY_ROWS = 512  # for which a GPU has blocks of threads
+LONG_ROW = 1 << 16  # elements of a row that several blocks of threads should share
 
 
 @dataclass(eq=False)
@@ -140,6 +142,8 @@ class _Grouper:
             return (), "its rows lie across memory, and each would go over all of it"
         if self.side_by_side and _turns(t, g, rows):
             return (), "the elements of its rows lie apart, while those of the sums do not"
+        if self.side_by_side and _has_long_rows(t, rows):
+            return (), "its rows are too few and too long for a block of threads each"
         count = int(
             np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64)
         )
@@ -192,6 +196,13 @@ class _Grouper:
 
     def _sorted(self) -> list[Group]:
         return sorted(self.groups, key=lambda g: len(self.before[id(g)]))
+
+
+def _has_long_rows(t: Compute, rows: tuple[str, ...]) -> bool:
+    """Whether blocks of threads, each with a row, would leave most of a GPU idle for long."""
+    sizes = dict(zip(t.axes, t.shape, strict=True))
+    count = prod(n for a, n in sizes.items() if a in rows)
+    return count < MANY_ROWS and t.size >= count * LONG_ROW
 
 
 def _turns(t: Compute, g: Group, rows: tuple[str, ...]) -> bool:

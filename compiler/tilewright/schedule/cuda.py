@@ -34,7 +34,8 @@ TILES = (
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
-STEPS = 8  # elements of a row that a thread should have at most, as far as there are threads
+STEPS = 4  # vectors of a row that a thread should have at most, as far as there are threads
+TEAM_STEPS = 8  # the same where a warp has a row, or several
 ROW_THREADS = (64, 128, 256, 512, 1024)
 TEAM_THREADS = 256
 MIN_ROW = 32  # elements of a row that threads share even if they do not all lie side by side
@@ -100,11 +101,11 @@ def _cooperate(builder: Builder, anyway: bool = False) -> bool:
     if not anyway and not _lies_along_rows(builder.kernel, length):
         return False
     before, lanes = builder.kernel, _lanes(builder.kernel)
-    builder.attempt(ReadOnce(ROW_THREADS[-1] * STEPS * lanes))
+    builder.attempt(ReadOnce(ROW_THREADS[-1] * TEAM_STEPS * lanes))
     rows = prod(map(builder.extent, builder.axes))
     for vector in (lanes, 1) if lanes > 1 else (1,):
         width = next((w for w in (1, 2, 4, 8, 16) if length <= w * vector), WARP)
-        fits = length <= WARP * vector * (STEPS if rows * WARP >= SPREAD else 1)
+        fits = length <= WARP * vector * (TEAM_STEPS if rows * WARP >= SPREAD else 1)
         if fits and builder.attempt_if_shown(Cooperate(TEAM_THREADS, width, vector)):
             return True
         steps = STEPS if rows >= BLOCKS else 1
@@ -117,19 +118,19 @@ def _cooperate(builder: Builder, anyway: bool = False) -> bool:
 
 
 def _row_length(kernel: Kernel) -> int:
-    """Elements that the longest sum of a row has."""
-    return max((prod(n for _, n in axes) for axes in _sums(kernel)), default=1)
+    """Elements that the longest loops of a row have."""
+    return max((prod(n for _, n in axes) for axes in _nests(kernel, Accumulate, Store)), default=1)
 
 
-def _sums(kernel: Kernel) -> list[list[tuple[str, int]]]:
-    """The axes of each sum, with their extents."""
+def _nests(kernel: Kernel, *kinds: type) -> list[list[tuple[str, int]]]:
+    """The axes of the loops of a row around such statements, with their extents."""
     outer = {n.axis for n in outer_loops(kernel.body)}
     ranges = axis_ranges(kernel.body)
     found = []
     for n in walk(kernel.body):
         if isinstance(n, For) and n.axis not in outer:
             chain = outer_loops(n)
-            if isinstance(chain[-1].body, Accumulate):
+            if isinstance(chain[-1].body, kinds):
                 found.append([(c.axis, int(ranges[c.axis][1]) + 1) for c in chain])
     return found
 
@@ -159,7 +160,7 @@ def _lies_along_rows(kernel: Kernel, length: int) -> bool:
     outer = {n.axis for n in outer_loops(kernel.body)}
     if length >= MIN_ROW:
         return any(form.coefficient(a) == 1 for a in axis_ranges(kernel.body) if a not in outer)
-    return any(_run(form, axes) == length for axes in _sums(kernel))
+    return any(_run(form, axes) == length for axes in _nests(kernel, Accumulate))
 
 
 def _run(form: Linear, axes: list[tuple[str, int]]) -> int:

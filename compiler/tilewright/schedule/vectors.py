@@ -29,7 +29,6 @@ from tilewright.loops.ir import (
     Var,
     makes_checks,
     map_children,
-    variables,
     walk,
 )
 from tilewright.loops.locate import axis_ranges, offset
@@ -182,9 +181,7 @@ class Staging:
 
     def _register(self, n: Load, conditions: Conditions, unsure: bool) -> Load | None:
         """The register that holds an element, if all lanes may be read at once."""
-        if not self._is_adjacent(n) or not self._is_one_place(n):
-            return None
-        if unsure and not self._is_always_there(n):
+        if not self._is_adjacent(n) or (unsure and not self._is_always_there(n)):
             return None
         conditions = () if unsure else conditions
         key = (n, ()) if (n, ()) in self.staged else (n, conditions)
@@ -193,11 +190,6 @@ class Staging:
             name = f"{self.loop.axis}_v{len(self.staged)}"
             self.staged[key] = Buffer(name, n.buffer.dtype, shape, space=Space.LOCAL)
         return Load(self.staged[key], self._place)
-
-    def _is_one_place(self, n: Load) -> bool:
-        """Whether what the index reads is the same for all lanes."""
-        inner = (m for i in n.index for m in walk(i) if isinstance(m, Load))
-        return not any(self.loop.axis in variables(m) for m in inner)
 
     def _is_always_there(self, n: Load) -> bool:
         """Whether the element may be read although nobody asks for it."""
