@@ -7,7 +7,21 @@ from collections.abc import Mapping
 
 from tilewright.dtypes import DType
 from tilewright.loops.affine import UNKNOWN, Linear, Range, Ranges, interval, linear, linear_range
-from tilewright.loops.ir import Apply, Const, Expr, Var, dtype_of
+from tilewright.loops.ir import (
+    Accumulate,
+    Apply,
+    Const,
+    Expr,
+    Load,
+    Node,
+    Select,
+    Store,
+    Var,
+    children,
+    dtype_of,
+    index_const,
+    walk,
+)
 from tilewright.loops.scalars import ScalarOp
 
 Facts = Mapping[Linear, Range]
@@ -126,6 +140,8 @@ def learn(condition: Expr, ranges: Ranges, facts: Facts) -> Facts:
     match condition:
         case Apply(op=ScalarOp.AND, args=(a, b)):
             return learn(b, ranges, learn(a, ranges, facts))
+        case Apply(op=ScalarOp.NOT, args=(a,)):
+            return unlearn(a, ranges, facts)
         case Apply(
             op=ScalarOp.LT | ScalarOp.LE | ScalarOp.GT | ScalarOp.GE | ScalarOp.EQ as op,
             args=(a, b),
@@ -133,6 +149,21 @@ def learn(condition: Expr, ranges: Ranges, facts: Facts) -> Facts:
             if dtype_of(a) is DType.I64:
                 return _learn_comparison(op, a, b, ranges, facts)
     return facts
+
+
+def unproven(s: Node, ranges: Ranges, facts: Facts) -> list[Expr]:
+    """What must hold so that the indices of a statement, choices apart, are inside their buffers,
+    as far as the facts do not say it."""
+    found: dict[Expr, None] = {}
+    if isinstance(s, (Load, Store, Accumulate)):
+        for i, n in zip(s.index, s.buffer.shape, strict=True):
+            high = bounds(i, ranges, facts)[1]
+            if high >= n and not any(isinstance(m, Load) for m in walk(i)):
+                found[Apply(ScalarOp.LT, (i, index_const(n)))] = None
+    below = (s.condition,) if isinstance(s, Select) else children(s)
+    for c in below:
+        found.update(dict.fromkeys(unproven(c, ranges, facts)))
+    return list(found)
 
 
 def unlearn(condition: Expr, ranges: Ranges, facts: Facts) -> Facts:
@@ -162,7 +193,11 @@ def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Ranges, facts: Fac
     lower = {ScalarOp.GT: low + 1, ScalarOp.GE: low, ScalarOp.EQ: low}.get(op, float("-inf"))
     old = facts.get(form, linear_range(form, ranges))
     span = max(old[0], lower), min(old[1], upper)
-    return {**facts, form: span, **_learn_dividend(form, span, ranges)}
+    known = {**facts, form: span}
+    for other, (low, high) in _learn_dividend(form, span, ranges).items():
+        old = known.get(other, (low, high))
+        known[other] = max(old[0], low), min(old[1], high)
+    return known
 
 
 def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:

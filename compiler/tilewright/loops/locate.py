@@ -15,8 +15,10 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     Node,
+    Select,
     Stmt,
     Store,
+    children,
     index_const,
     strides_of,
     walk,
@@ -47,6 +49,14 @@ def offset(buffer: Buffer, index: tuple[Expr, ...], ranges: Mapping[str, Range])
 def accesses(node: Node) -> list[Load | Store | Accumulate]:
     """Every load, store and accumulate below the node."""
     return [n for n in walk(node) if isinstance(n, (Load, Store, Accumulate))]
+
+
+def always_read(node: Node) -> list[Load]:
+    """Loads below the node that happen whatever the elements are: those in no choice."""
+    if isinstance(node, Load):
+        return [node]
+    below = (node.condition,) if isinstance(node, Select) else children(node)
+    return [found for c in below for found in always_read(c)]
 
 
 def find_loop(kernel: Kernel, axis: str) -> For | None:

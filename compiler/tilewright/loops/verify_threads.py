@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod
 from typing import NoReturn
 
 from tilewright.errors import VerifyError
-from tilewright.loops.affine import Ranges, simplify_index
+from tilewright.loops.affine import Range, Ranges, linear, simplify_index
+from tilewright.loops.facts import Facts, learn, linear_bounds
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -39,11 +41,12 @@ from tilewright.loops.ir import (
     Store,
     Tile,
     Var,
+    children,
     rewrite,
     variables,
     walk,
 )
-from tilewright.loops.locate import axis_ranges
+from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import MONOIDS, ScalarOp
 
 WARP = 32
@@ -52,6 +55,7 @@ OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
 MAX_SHARED_BYTES = 227 << 10
 
 Element = tuple[Expr, ...]
+Places = dict[Element, tuple[Range, ...]]  # with the range of each index, and of the offset
 
 
 def has_threads(kernel: Kernel) -> bool:
@@ -82,8 +86,8 @@ def verify_threads(kernel: Kernel) -> None:
 class _Phase:
     """What the threads read and write between two points at which they meet."""
 
-    reads: dict[str, set[Element]] = field(default_factory=dict)
-    writes: dict[str, set[Element]] = field(default_factory=dict)
+    reads: dict[str, Places] = field(default_factory=dict)
+    writes: dict[str, Places] = field(default_factory=dict)
 
 
 class _Checker:
@@ -180,10 +184,10 @@ class _Checker:
     def compare(self, before: _Phase, after: _Phase) -> None:
         for name, places in before.writes.items():
             for touched in (after.reads, after.writes):
-                if name in touched and not _same(places, touched[name]):
+                if name in touched and not _apart(places, touched[name]):
                     self.fail(f"{name} is used again without a barrier")
         for name, places in before.reads.items():
-            if name in after.writes and not _same(places, after.writes[name]):
+            if name in after.writes and not _apart(places, after.writes[name]):
                 self.fail(f"{name} is overwritten without a barrier")
 
 
@@ -195,9 +199,17 @@ def _chooses_one(condition: Expr, thread: str) -> bool:
     )
 
 
-def _same(a: set[Element], b: set[Element]) -> bool:
-    """Whether all accesses of a thread are to its own element."""
-    return len(a | b) == 1
+def _apart(a: Places, b: Places) -> bool:
+    """Whether all accesses of a thread are to its own element, or to different parts of the
+    buffer."""
+    return all(
+        p == q or any(x[1] < y[0] or y[1] < x[0] for x, y in zip(a[p], b[q], strict=True))
+        for p, q in product(a, b)
+    )
+
+
+def _around(a: Range, b: Range) -> Range:
+    return min(a[0], b[0]), max(a[1], b[1])
 
 
 def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
@@ -221,14 +233,30 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
 def _phase(loop: For, ranges: Ranges) -> _Phase:
     phase = _Phase()
     names = _Names()
-    for n in walk(loop):
-        if isinstance(n, For):
-            names.number(n.axis)
-        if isinstance(n, (Load, Store, Accumulate)) and _is_common(n.buffer):
-            kind = phase.reads if isinstance(n, Load) else phase.writes
-            place = (names.plain(simplify_index(i, ranges)) for i in n.index)
-            kind.setdefault(n.buffer.name, set()).add(tuple(place))
+    for n, facts in _accesses(loop, ranges, {}, names):
+        kind = phase.reads if isinstance(n, Load) else phase.writes
+        place = tuple(names.plain(simplify_index(i, ranges)) for i in n.index)
+        forms = *(linear(i, ranges) for i in n.index), offset(n.buffer, n.index, ranges)
+        spans = tuple(linear_bounds(f, ranges, facts) for f in forms)
+        places = kind.setdefault(n.buffer.name, {})
+        places[place] = tuple(map(_around, places.get(place, spans), spans))
     return phase
+
+
+def _accesses(
+    s: Node, ranges: Ranges, facts: Facts, names: _Names
+) -> Iterator[tuple[Load | Store | Accumulate, Facts]]:
+    """What is read and written in common memory, with what the guards around it say."""
+    if isinstance(s, For):
+        names.number(s.axis)
+    if isinstance(s, (Load, Store, Accumulate)) and _is_common(s.buffer):
+        yield s, facts
+    if isinstance(s, If):
+        yield from _accesses(s.condition, ranges, facts, names)
+        yield from _accesses(s.body, ranges, learn(s.condition, ranges, facts), names)
+        return
+    for c in children(s):
+        yield from _accesses(c, ranges, facts, names)
 
 
 def _is_common(b: Buffer) -> bool:

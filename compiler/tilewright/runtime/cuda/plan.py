@@ -14,8 +14,10 @@ import numpy as np
 
 from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import DeviceError, ExecutionError
+from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
+from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.results import copy_results
@@ -114,9 +116,9 @@ class CudaPlan:
         self._port, self._device, self._constants = port, port.device, constants
         legal = legalize(outputs)
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
-        program = copy_results(inline(inputs, kept))
+        program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
         settled = settle(program, weights)
-        groups = form_groups(program)
+        groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
         scheduled = _scheduled(lowered)
         sources = [_source(launch, self._device.architecture) for _, launch in scheduled]
