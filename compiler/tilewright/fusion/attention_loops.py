@@ -97,7 +97,7 @@ class Attention:
         row, column, (key, keys), (depth, _) = self.row, self.column, self.keys, self.depth
         if 4 * self.panels(lanes) * PANEL * lanes > SCRATCH_BYTES or min(self.shape) == 0:
             return False
-        if self.extent(column) < lanes or keys == 0:
+        if self.extent(column) < lanes or keys == 0 or row not in variables(self.query):
             return False
         if any(x.buffer.dtype is not DType.F32 for x in (self.query, self.key, self.value)):
             return False
@@ -110,9 +110,23 @@ class Attention:
         return even and one_use and v.coefficient(column) == 1
 
 
-def attention_loops(a: Attention, result: NestOutput, lanes: int) -> Stmt:
-    """The nest that fills `result`, its outer loops parallel."""
-    return _Loops(a, result, lanes, _packed_keys(a, lanes)).nest()
+@dataclass(frozen=True)
+class Form:
+    """What a target makes of an attention: which ones it takes, the loops that fill a result, and
+    whether operands may be `halves` in memory."""
+
+    fits: Callable[[Attention], bool]
+    loops: Callable[[Attention, NestOutput], Stmt]
+    halves: bool = False
+
+
+def by_vectors(lanes: int) -> Form:
+    """Rows of scores in scratch, their outer loops parallel, on register tiles."""
+
+    def loops(a: Attention, result: NestOutput) -> Stmt:
+        return _Loops(a, result, lanes, _packed_keys(a, lanes)).nest()
+
+    return Form(lambda a: a.fits(lanes), loops)
 
 
 def _packed_keys(a: Attention, lanes: int) -> Compute:

@@ -9,6 +9,7 @@ from tilewright.fusion.lower import Lowered
 from tilewright.loops.ir import Accumulate, For, Kernel, Load, walk
 from tilewright.loops.locate import axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
+from tilewright.schedule.attend import attend
 from tilewright.schedule.block_tiles import BlockTile, find_product
 from tilewright.schedule.builder import Builder
 from tilewright.schedule.cooperate import Cooperate
@@ -35,9 +36,10 @@ MIN_ROW = 32  # elements below which a thread does a row alone
 
 def choose_cuda_schedule(lowered: Lowered) -> Kernel:
     """The kernel with a schedule that suits its kind."""
-    if lowered.group.nest is not None:
-        return lowered.kernel
     builder = Builder(lowered.kernel)
+    if lowered.group.nest is not None:
+        attend(builder)
+        return builder.kernel
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
         _map(builder)

@@ -11,6 +11,8 @@ import numpy as np
 
 from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import ExecutionError
+from tilewright.fusion.attention import with_attention
+from tilewright.fusion.attention_rows import by_rows
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.legalize import legalize
@@ -80,7 +82,7 @@ class CudaPlan:
         constants: DeviceConstants,
     ) -> None:
         self._device, self._constants = device, constants
-        legal = legalize(outputs)
+        legal = with_attention(legalize(outputs), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
         program = copy_results(inline(inputs, kept))
         settled = settle(program, weights)

@@ -1,0 +1,148 @@
+"""An attention as it is defined, row by row: what schedules for blocks of threads start from."""
+
+from __future__ import annotations
+
+from tilewright.dtypes import DType
+from tilewright.fusion.attention_loops import Attention, Form
+from tilewright.loops.ir import (
+    Accumulate,
+    Alloc,
+    Apply,
+    Block,
+    Buffer,
+    Cast,
+    Const,
+    Expr,
+    For,
+    Load,
+    LoopKind,
+    Node,
+    Select,
+    Space,
+    Stmt,
+    Store,
+    Var,
+    index_const,
+    rewrite,
+    substitute,
+    variables,
+)
+from tilewright.loops.locate import MAX_SCRATCH_BYTES
+from tilewright.loops.scalars import ScalarOp
+from tilewright.ops.tensor import NestOutput
+
+MAX_SIZE = 256  # elements of a key or a value, so that a block's share fits its registers
+KEYS = ("key0", "key1", "key2")  # the loops over the keys, one after the other
+FLOATS = (DType.F32, DType.F16, DType.BF16)
+
+
+def by_rows() -> Form:
+    """Scores of one row, their softmax, and the sums of values."""
+    return Form(_fits, _loops, halves=True)
+
+
+def _fits(a: Attention) -> bool:
+    row, column, (key, keys), (depth, size) = a.row, a.column, a.keys, a.depth
+    if min(a.shape) == 0 or keys == 0 or max(size, a.extent(column)) > MAX_SIZE:
+        return False
+    if any(x.buffer.dtype not in FLOATS for x in (a.query, a.key, a.value)):
+        return False
+    if 8 * keys > MAX_SCRATCH_BYTES:
+        return False
+    one_use = not {key, column} & variables(a.query) and not {row, column} & variables(a.key)
+    return one_use and not {depth, row} & variables(a.value) and _is_known(a.weight)
+
+
+def _is_known(weight: tuple[str, Expr]) -> bool:
+    """Whether the weights are the softmax itself, or zero where that is NaN: then they can be
+    scaled when the sum of the row is known."""
+    match weight[1]:
+        case Load():
+            return True
+        case Select(
+            condition=Apply(op=ScalarOp.ISNAN, args=(Load() as x,)),
+            then=Const(value=0),
+            otherwise=Load() as y,
+        ):
+            return x == y
+    return False
+
+
+def _loops(a: Attention, result: NestOutput) -> Stmt:
+    scores, top, total = _local("scores", a.keys[1]), _local("top"), _local("total")
+    parts = Block(
+        (
+            Store(top, (), Const(float("-inf"), DType.F32)),
+            _scores(a, scores, top),
+            Store(total, (), Const(0.0, DType.F32)),
+            _powers(a, scores, top, total),
+            _sums(a, scores, total, result),
+        )
+    )
+    body: Stmt = Alloc(scores, Alloc(top, Alloc(total, parts)))
+    for axis in reversed([*a.batch, a.row]):
+        body = For(axis, index_const(a.extent(axis)), body, LoopKind.PARALLEL)
+    return body
+
+
+def _scores(a: Attention, scores: Buffer, top: Buffer) -> Stmt:
+    """Each score, as the model changes it, and the greatest one."""
+    product, (depth, size) = _local("product"), a.depth
+    at: dict[str, Expr] = {a.keys[0]: Var(KEYS[0])}
+    step = Accumulate(product, (), ScalarOp.ADD, _factor(a.query, at) * _factor(a.key, at))
+    score = _completed(a.score, Load(product, ()), at)
+    place = (Var(KEYS[0]),)
+    body = Block(
+        (
+            Store(product, (), Const(0.0, DType.F32)),
+            For(depth, index_const(size), step),
+            Store(scores, place, score),
+            Accumulate(top, (), ScalarOp.MAX, Load(scores, place)),
+        )
+    )
+    return For(KEYS[0], index_const(a.keys[1]), Alloc(product, body))
+
+
+def _powers(a: Attention, scores: Buffer, top: Buffer, total: Buffer) -> Stmt:
+    place = (Var(KEYS[1]),)
+    power = Apply(ScalarOp.EXP, (Load(scores, place) - Load(top, ()),))
+    steps = (
+        Store(scores, place, power),
+        Accumulate(total, (), ScalarOp.ADD, Load(scores, place)),
+    )
+    return For(KEYS[1], index_const(a.keys[1]), Block(steps))
+
+
+def _sums(a: Attention, scores: Buffer, total: Buffer, result: NestOutput) -> Stmt:
+    acc, at = _local("sum"), {a.keys[0]: Var(KEYS[2])}
+    share = Load(scores, (Var(KEYS[2]),)) / Load(total, ())
+    weight = _completed(a.weight, share, at)
+    step = Accumulate(acc, (), ScalarOp.ADD, weight * _factor(a.value, at))
+    body = Block(
+        (
+            Store(acc, (), Const(0.0, DType.F32)),
+            For(KEYS[2], index_const(a.keys[1]), step),
+            Store(result, tuple(Var(x) for x in a.axes), Load(acc, ())),
+        )
+    )
+    return For(a.column, index_const(a.extent(a.column)), Alloc(acc, body))
+
+
+def _factor(load: Load, at: dict[str, Expr]) -> Expr:
+    """An operand as float32."""
+    moved: Load = substitute(load, at)  # type: ignore[assignment]
+    return moved if load.buffer.dtype is DType.F32 else Cast(DType.F32, moved)
+
+
+def _completed(change: tuple[str, Expr], value: Expr, at: dict[str, Expr]) -> Expr:
+    """What the model makes of a value."""
+    name, e = change
+
+    def rule(n: Node) -> Node | None:
+        return value if isinstance(n, Load) and n.buffer.name == name else None
+
+    return rewrite(substitute(e, at), rule)  # type: ignore[arg-type,return-value]
+
+
+def _local(name: str, *shape: int) -> Buffer:
+    return Buffer(name, DType.F32, tuple(shape), space=Space.LOCAL)
