@@ -8,11 +8,14 @@ from tilewright.schedule.attention import RowAttention, find_attention
 from tilewright.schedule.attention_tiles import AttentionTile
 from tilewright.schedule.builder import Builder
 
-BLOCKS = 256  # about two to a multiprocessor: fewer leave parts of the machine idle
-SIZES = ((64, 64), (64, 32), (32, 64), (32, 32), (16, 32), (16, 16))  # rows and keys of a tile
+PROCESSORS = 132  # that take blocks at the same time
+ROWS = (64, 32, 16)
+KEYS = (64, 32, 16)
 WIDTHS = (16, 8)  # threads to a row
 SHARED_BYTES = 100 << 10  # of a block, so that two fit a multiprocessor
 REGISTERS = 104  # for the scores and sums of a thread
+PRODUCT = 0.25  # cycles of a warp's products
+READ = 3.0  # cycles of a warp's read of a group from shared memory
 
 
 def attend(builder: Builder) -> bool:
@@ -22,17 +25,11 @@ def attend(builder: Builder) -> bool:
 
 
 def choose_tile(a: RowAttention) -> AttentionTile:
-    """The largest tile that leaves enough blocks, or the one that makes most of them."""
-    fitting = [t for s in SIZES for t in [_tile(a, *s)] if _fits(t, a)] or [_tile(a, *SIZES[-1])]
-    rows = a.row[1]
-    useful = [t for t in fitting if t.rows < 2 * rows] or fitting[-1:]
-    return next((t for t in useful if _blocks(t, a) >= BLOCKS), useful[-1])
-
-
-def _tile(a: RowAttention, rows: int, keys: int) -> AttentionTile:
-    """With the width that wastes fewest columns."""
-    tiles = [AttentionTile(rows, keys, w) for w in WIDTHS if rows % (128 // w) == 0]
-    return min(tiles, key=lambda t: t.groups(a.column[1]) * t.width)
+    """The tile whose blocks are done first."""
+    tiles = [AttentionTile(r, k, w) for r in ROWS for k in KEYS for w in WIDTHS]
+    tiles = [t for t in tiles if t.rows % t.teams == 0]
+    fitting = [t for t in tiles if _fits(t, a)]
+    return min(fitting or tiles[-1:], key=lambda t: _cycles(t, a))
 
 
 def _fits(t: AttentionTile, a: RowAttention) -> bool:
@@ -40,5 +37,11 @@ def _fits(t: AttentionTile, a: RowAttention) -> bool:
     return t.shared_bytes(depth, columns) <= SHARED_BYTES and t.sums(columns) <= REGISTERS
 
 
-def _blocks(t: AttentionTile, a: RowAttention) -> int:
-    return -(-a.row[1] // t.rows) * prod(n for _, n in a.batch)
+def _cycles(t: AttentionTile, a: RowAttention) -> float:
+    """Of the multiprocessor that has most blocks."""
+    blocks = -(-a.row[1] // t.rows) * prod(n for _, n in a.batch)
+    keys = -(-a.keys[2] // t.keys) * t.keys
+    groups, per_thread = t.groups(a.column[1]), t.keys // t.width
+    scores = max(PRODUCT, READ * (1 / per_thread + 1 / t.height) / 4) * a.depth[1]
+    sums = max(PRODUCT, READ * (1 / (4 * groups) + 1 / t.height) / 4) * groups * t.width * 4
+    return -(-blocks // PROCESSORS) * t.rows * keys * (scores + sums)
