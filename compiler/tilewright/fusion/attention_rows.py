@@ -29,7 +29,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import MAX_SCRATCH_BYTES
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import NestOutput
+from tilewright.ops.tensor import Constant, NestOutput
 
 MAX_SIZE = 256  # elements of a key or a value, so that a block's share fits its registers
 KEYS = ("key0", "key1", "key2")  # the loops over the keys, one after the other
@@ -61,10 +61,19 @@ def _is_known(weight: tuple[str, Expr]) -> bool:
             return True
         case Select(
             condition=Apply(op=ScalarOp.ISNAN, args=(Load() as x,)),
-            then=Const(value=0),
+            then=zero,
             otherwise=Load() as y,
         ):
-            return x == y
+            return x == y and _is_zero(zero)
+    return False
+
+
+def _is_zero(e: Expr) -> bool:
+    match e:
+        case Const(value=value):
+            return value == 0
+        case Load(buffer=Constant() as b):
+            return not b.value.any()
     return False
 
 

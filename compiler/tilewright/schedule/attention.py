@@ -22,7 +22,6 @@ from tilewright.loops.ir import (
     Space,
     Stmt,
     Store,
-    Var,
     index_const,
     rewrite,
     substitute,
@@ -66,7 +65,8 @@ class RowAttention:
         return at
 
     def scored(self, product: Expr, row: Expr, key: Expr, whole: bool) -> Expr:
-        """What becomes of a product; the least score beyond the last key, unless all are `whole`."""
+        """What becomes of a product; the least score beyond the last key, unless all keys of a tile
+        are there (`whole`)."""
 
         def rule(n: Node) -> Node | None:
             return product if isinstance(n, Load) and n.buffer == self.product else None
@@ -188,5 +188,3 @@ def baked(axis: str, count: int, body: Stmt) -> Stmt:
 def registers(name: str, *shape: int, dtype: DType = DType.F32) -> Buffer:
     """What one thread keeps within a loop over threads."""
     return Buffer(name, dtype, shape, space=Space.LOCAL)
-
-

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from tilewright.dtypes import DType
 from tilewright.errors import ScheduleError
-from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import (
-    Accumulate,
     Alloc,
     Barrier,
     Block,
@@ -19,31 +19,26 @@ from tilewright.loops.ir import (
     If,
     Kernel,
     Load,
-    LoopKind,
-    Node,
     Space,
     Stmt,
     Store,
     Var,
     index_const,
-    rewrite,
     substitute,
 )
-from tilewright.loops.locate import axis_ranges
 from tilewright.loops.scalars import ScalarOp
-from tilewright.dtypes import DType
 from tilewright.schedule.attention import (
     GROUP,
     LOWEST,
     ZERO,
-    RowAttention,
     baked,
-    finite,
     find_attention,
+    finite,
     power,
     registers,
     written_out,
 )
+from tilewright.schedule.attention_threads import ThreadProgram
 from tilewright.schedule.cooperate import THREAD
 from tilewright.schedule.staging import WITHIN, Rectangle, vector
 from tilewright.schedule.vectors import by_vectors
@@ -68,8 +63,7 @@ class AttentionTile:
             raise ScheduleError(f"{self}: the kernel is no attention")
         if self.rows % self.teams or self.keys % self.width or self.keys % GROUP:
             raise ScheduleError(f"{self}: threads have no equal shares")
-        body = _Tiling(self, attention).block()
-        return replace(kernel, body=_simplified(body))
+        return _Tiling(attention, self.threads, self).run(kernel)
 
     @property
     def teams(self) -> int:
@@ -103,22 +97,9 @@ def padded(depth: int) -> int:
     return (-(-depth // GROUP) | 1) * GROUP
 
 
-def _simplified(body: Stmt) -> Stmt:
-    ranges = axis_ranges(body)
-
-    def rule(n: Node) -> Node | None:
-        if isinstance(n, (Store, Accumulate)):
-            value = simplify_loads(n.value, ranges)
-            return n if value is n.value else replace(n, value=value)
-        return None
-
-    return rewrite(body, rule)  # type: ignore[return-value]
-
-
 @dataclass
-class _Tiling:
+class _Tiling(ThreadProgram):
     how: AttentionTile
-    of: RowAttention
 
     # -- what it keeps
 
@@ -147,30 +128,14 @@ class _Tiling:
         }
         return {n: Buffer(n, DType.F32, s, space=Space.SHARED) for n, s in shapes.items()}
 
-    @cached_property
-    def own(self) -> dict[str, Buffer]:
-        """The registers of each thread."""
+    def registers(self) -> Mapping[str, tuple[int, ...]]:
         how = self.how
-        shapes: dict[str, tuple[int, ...]] = {
+        return {
             "score": (how.height, self.per_thread),
             "sums": (how.height, self.groups * GROUP),
-            **{name: (how.height,) for name in ("top", "total", "scale")},
+            **dict.fromkeys(("top", "total", "scale"), (how.height,)),
             "all": (),
         }
-        return {
-            n: Buffer(n, DType.F32, (how.threads, *s), space=Space.THREAD)
-            for n, s in shapes.items()
-        }
-
-    def at(self, name: str, *index: Expr) -> Load:
-        """A thread's own element."""
-        return Load(self.own[name], (Var(THREAD), *index))
-
-    def put(self, name: str, *index: Expr, value: Expr) -> Store:
-        return Store(self.own[name], (Var(THREAD), *index), value)
-
-    def add(self, name: str, *index: Expr, value: Expr) -> Accumulate:
-        return Accumulate(self.own[name], (Var(THREAD), *index), ScalarOp.ADD, value)
 
     # -- where things are
 
@@ -201,7 +166,7 @@ class _Tiling:
 
     # -- the block
 
-    def block(self) -> Stmt:
+    def run(self, kernel: Kernel) -> Kernel:
         start = Block((self.stage_queries(), *self.cleared()))
         step = Block(
             (
@@ -223,15 +188,8 @@ class _Tiling:
                 self.by_threads(self.finish()),
             )
         )
-        for b in (*self.own.values(), *self.shared.values()):
-            body = Alloc(b, body)
-        blocks = -(-self.of.row[1] // self.how.rows)
-        for axis, n in reversed([*self.of.batch, ("block_row", blocks)]):
-            body = For(axis, index_const(n), body, LoopKind.BLOCK)
-        return body
-
-    def by_threads(self, s: Stmt) -> For:
-        return For(THREAD, index_const(self.how.threads), s, LoopKind.THREAD)
+        blocks = [*self.of.batch, ("block_row", -(-self.of.row[1] // self.how.rows))]
+        return self.bound(kernel, body, list(self.shared.values()), blocks)
 
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -286,9 +244,7 @@ class _Tiling:
             (Rectangle("key", how.keys, self.length, of.depth[1], key), "key"),
             (Rectangle("value", how.keys, columns, of.column[1], value), "value"),
         )
-        return Block(
-            tuple(r.statement(self.shared[n], how.threads, self.ranges) for r, n in parts)
-        )
+        return Block(tuple(r.statement(self.shared[n], how.threads, self.ranges) for r, n in parts))
 
     # -- the steps of a thread
 
@@ -330,17 +286,17 @@ class _Tiling:
 
     def greatest(self) -> list[Stmt]:
         """The greatest score of each row so far, and what that makes of the sums before."""
-        i, n, highest = Var("i"), Var("n"), self.own["all"]
-        step = Accumulate(highest, (Var(THREAD),), ScalarOp.MAX, self.at("score", i, n))
-        first = Block(
-            (self.put("all", value=self.at("top", i)), baked("n", self.per_thread, step))
-        )
+        i, n = Var("i"), Var("n")
+        step = self.highest("all", self.at("score", i, n))
+        first = Block((self.put("all", value=self.at("top", i)), baked("n", self.per_thread, step)))
         scale = power(self.at("top", i) - finite(self.at("all")))
-        then = Block(
-            (self.put("scale", i, value=scale), self.put("top", i, value=self.at("all")))
-        )
+        then = Block((self.put("scale", i, value=scale), self.put("top", i, value=self.at("all"))))
         width = self.how.width
-        parts = (self.by_threads(first), Combine(highest, ScalarOp.MAX, width), self.by_threads(then))
+        parts = (
+            self.by_threads(first),
+            Combine(self.own["all"], ScalarOp.MAX, width),
+            self.by_threads(then),
+        )
         return written_out("i", self.how.height, Block(parts))
 
     def weigh(self) -> Stmt:
@@ -380,9 +336,7 @@ class _Tiling:
         inner = baked("u", GROUP, baked("g", self.groups, baked(WITHIN, GROUP, step)))
         rows = Block((vector("i_", 1, Store(left, (v,), of_weight)), inner))
         values = vector("g", self.groups, Store(right, (u * size + at,), of_value))
-        body = Block(
-            (baked("u", GROUP, values), baked("i", self.how.height, Alloc(left, rows)))
-        )
+        body = Block((baked("u", GROUP, values), baked("i", self.how.height, Alloc(left, rows))))
         return baked("k", self.how.keys // GROUP, Alloc(right, body))
 
     # -- the results

@@ -57,9 +57,7 @@ class Rectangle:
     def _share(self) -> Var:
         return Var(f"{self.name}_share")
 
-    def _by_groups(
-        self, target: Buffer, threads: int, ranges: Mapping[str, Range]
-    ) -> Stmt | None:
+    def _by_groups(self, target: Buffer, threads: int, ranges: Mapping[str, Range]) -> Stmt | None:
         """Vectors of whole groups, where the operand has such; the last one again beyond them."""
         if self.valid % GROUP:
             return None
