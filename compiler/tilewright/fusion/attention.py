@@ -121,6 +121,7 @@ def _matched(whole: _Product, weights: Load, values: Load, halves: bool) -> _Mat
     ]
     query, key = loads if whole.depth in variables(loads[1]) else loads[::-1]
     value = _resolved(values, ranges, halves)
+    score, weight = simplify_loads(score, ranges), simplify_loads(weight, ranges)
     used = variables(query) | variables(key) | variables(score) | variables(weight)
     rows = _rows(whole.result, variables(query) - variables(key), used | variables(value))
     columns = [a for a in whole.result.axes if a in variables(value) - used]
@@ -135,8 +136,8 @@ def _matched(whole: _Product, weights: Load, values: Load, halves: bool) -> _Mat
         query,
         key,
         value,
-        (product.result.name, simplify_loads(score, ranges)),
-        (softmax.result.name, simplify_loads(weight, ranges)),
+        (product.result.name, score),
+        (softmax.result.name, weight),
     )
     names = {product.result.name, softmax.result.name, *softmax.parts, *passed, *more}
     return _Matched(attention, frozenset(names))

@@ -26,6 +26,7 @@ from tilewright.loops.ir import (
     rewrite,
     substitute,
     variables,
+    walk,
 )
 from tilewright.loops.locate import MAX_SCRATCH_BYTES
 from tilewright.loops.scalars import ScalarOp
@@ -50,21 +51,20 @@ def _fits(a: Attention) -> bool:
     if 8 * keys > MAX_SCRATCH_BYTES:
         return False
     one_use = not {key, column} & variables(a.query) and not {row, column} & variables(a.key)
-    return one_use and not {depth, row} & variables(a.value) and _is_known(a.weight)
+    return one_use and not {depth, row} & variables(a.value) and _is_known(a.weight, key)
 
 
-def _is_known(weight: tuple[str, Expr]) -> bool:
-    """Whether the weights are the softmax itself, or zero where that is NaN: then they can be
-    scaled when the sum of the row is known."""
+def _is_known(weight: tuple[str, Expr], key: str) -> bool:
+    """Whether the weights are the softmax itself, or zero where that is NaN or where something says
+    so for a whole row: then they can be scaled when the sum of the row is known."""
     match weight[1]:
         case Load():
             return True
-        case Select(
-            condition=Apply(op=ScalarOp.ISNAN, args=(Load() as x,)),
-            then=zero,
-            otherwise=Load() as y,
-        ):
-            return x == y and _is_zero(zero)
+        case Select(condition=condition, then=zero, otherwise=Load() as share) if _is_zero(zero):
+            if condition == Apply(ScalarOp.ISNAN, (share,)):
+                return True
+            names = {n.buffer.name for n in walk(condition) if isinstance(n, Load)}
+            return key not in variables(condition) and weight[0] not in names
     return False
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from math import prod
 
-from tilewright.schedule.attention import RowAttention, find_attention
+from tilewright.loops.verify_threads import WARP
+from tilewright.schedule.attention import GROUP, RowAttention, find_attention
+from tilewright.schedule.attention_keys import AttentionKeys
 from tilewright.schedule.attention_tiles import AttentionTile
 from tilewright.schedule.builder import Builder
 
+FEW_ROWS = 4  # that are not worth a tile: each has a block of its own
+TEAM_THREADS = (512, 256, 128, 64)
+TOGETHER = 4  # keys that a team reads at a time
 PROCESSORS = 132  # that take blocks at the same time
 ROWS = (64, 32, 16)
 KEYS = (64, 32, 16)
@@ -21,7 +26,18 @@ READ = 3.0  # cycles of a warp's read of a group from shared memory
 def attend(builder: Builder) -> bool:
     """The schedule that suits the attention of a kernel, if it is one."""
     found = find_attention(builder.kernel)
-    return found is not None and builder.attempt(choose_tile(found))
+    if found is None:
+        return False
+    few = found.row[1] <= FEW_ROWS
+    return builder.attempt(choose_teams(found) if few else choose_tile(found))
+
+
+def choose_teams(a: RowAttention) -> AttentionKeys:
+    """Teams whose threads have a group of a key each; as many threads as there is work for."""
+    groups = -(-max(a.depth[1], a.column[1]) // GROUP)
+    width = next((w for w in (1, 2, 4, 8, 16) if w >= groups), WARP)
+    threads = next((t for t in TEAM_THREADS if a.keys[2] >= t // width * TOGETHER), WARP)
+    return AttentionKeys(width, threads, TOGETHER if threads > WARP else 1)
 
 
 def choose_tile(a: RowAttention) -> AttentionTile:

@@ -38,8 +38,8 @@ ZERO = Const(0.0, DType.F32)
 @dataclass(frozen=True)
 class RowAttention:
     """sum over keys of softmax(score(sum over depth of query * key)) * value, in the axes of the
-    kernel's outer loops and `column`. `score` reads the sum as `product`; `cleaned`: weights that
-    are not a number count as zero.
+    kernel's outer loops and `column`. `score` reads the sum as `product`. Where `empty` holds
+    all weights of a row are zero; it may ask whether they are numbers.
     """
 
     batch: tuple[tuple[str, int], ...]
@@ -52,7 +52,7 @@ class RowAttention:
     value: Expr
     product: Buffer
     score: Expr
-    cleaned: bool
+    empty: Expr | None
     store: Store
 
     def place(self, row: Expr, key: Expr, column: Expr | None = None) -> dict[str, Expr]:
@@ -74,12 +74,16 @@ class RowAttention:
         score: Expr = rewrite(substitute(self.score, self.place(row, key)), rule)  # type: ignore[assignment]
         return score if whole else select(key < self.keys[2], score, LOWEST)
 
-    def share(self, sums: Expr, total: Expr) -> Expr:
+    def share(self, sums: Expr, total: Expr, row: Expr) -> Expr:
         """The result, from sums that were not divided yet."""
-        if not self.cleaned:
-            return sums / total
-        nothing = select(Apply(ScalarOp.ISNAN, (total,)), ZERO, sums)
-        return select(total > 0, sums / total, nothing)
+        share = sums / total
+        if self.empty is None:
+            return share
+        nothing = select(total.eq(ZERO), sums, ZERO)
+        if isinstance(self.empty, Apply) and self.empty.op is ScalarOp.ISNAN:
+            return select(total > 0, share, nothing)
+        condition: Expr = substitute(self.empty, self.place(row, index_const(0)))  # type: ignore[assignment]
+        return select(condition, nothing, share)
 
     def stored(self, row: Expr, column: Expr, value: Expr) -> Store:
         index = substitute(
@@ -129,7 +133,7 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
         value=value,
         product=product,
         score=score,
-        cleaned=isinstance(weight, Select),
+        empty=weight.condition if isinstance(weight, Select) else None,
         store=store,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tilewright.dtypes import DType
@@ -207,9 +207,7 @@ class _Splitting(ThreadProgram):
         none = baked(WITHIN, GROUP, Store(held, (v,), Const(0.0, held.dtype)))
         last = extent // GROUP - 1
         inside = load_of(element(minimum(group, last) * GROUP + v))
-        known = For(
-            WITHIN, index_const(GROUP), Store(held, (v,), inside), LoopKind.VECTOR, baked=True
-        )
+        known = replace(loop, body=Store(held, (v,), inside))
         return Block((none, If(group <= last, known)))
 
     def _single(self, held: Buffer, extent: int, element: Callable[[Expr], Expr]) -> Stmt:
@@ -299,9 +297,8 @@ class _Splitting(ThreadProgram):
         at = (self.team, self.group(g) * GROUP + v)
         part = self.at("sums", g * GROUP + v) * self.at("scale")
         total = Store(self.shared["totals"], (self.team,), self.at("total") * self.at("scale"))
-        sums = baked(
-            "g", self.column_groups, baked(WITHIN, GROUP, Store(self.shared["parts"], at, part))
-        )
+        kept = baked(WITHIN, GROUP, Store(self.shared["parts"], at, part))
+        sums = baked("g", self.column_groups, kept)
         first = (Var(THREAD) % self.how.width).eq(0)
         return Block((self.put("scale", value=scale), If(first, total), sums))
 
@@ -315,13 +312,14 @@ class _Splitting(ThreadProgram):
                 Accumulate(total, (), ScalarOp.ADD, Load(self.shared["totals"], (t,))),
             )
         )
-        share = self.of.share(Load(whole, ()), Load(total, ()))
+        row = Var(self.of.row[0])
+        share = self.of.share(Load(whole, ()), Load(total, ()), row)
         body: Stmt = Block(
             (
                 Store(whole, (), ZERO),
                 Store(total, (), ZERO),
                 For("t", index_const(self.how.teams), parts, baked=True),
-                self.of.stored(Var(self.of.row[0]), column, share),
+                self.of.stored(row, column, share),
             )
         )
         body = Alloc(whole, Alloc(total, body))

@@ -291,12 +291,8 @@ class _Tiling(ThreadProgram):
         first = Block((self.put("all", value=self.at("top", i)), baked("n", self.per_thread, step)))
         scale = power(self.at("top", i) - finite(self.at("all")))
         then = Block((self.put("scale", i, value=scale), self.put("top", i, value=self.at("all"))))
-        width = self.how.width
-        parts = (
-            self.by_threads(first),
-            Combine(self.own["all"], ScalarOp.MAX, width),
-            self.by_threads(then),
-        )
+        combined = Combine(self.own["all"], ScalarOp.MAX, self.how.width)
+        parts = (self.by_threads(first), combined, self.by_threads(then))
         return written_out("i", self.how.height, Block(parts))
 
     def weigh(self) -> Stmt:
@@ -354,7 +350,7 @@ class _Tiling(ThreadProgram):
         i, g, v = Var("i"), Var("g"), Var(WITHIN)
         row, columns = self.row(i), self.of.column[1]
         column = self.group(g) * GROUP + v
-        value = self.of.share(self.at("sums", i, g * GROUP + v), self.at("total", i))
+        value = self.of.share(self.at("sums", i, g * GROUP + v), self.at("total", i), row)
         body = self.grouped(self.of.stored(row, column, value), self.group(g), columns)
         body = baked("g", self.groups, body)
         if self.of.row[1] % self.how.rows:
