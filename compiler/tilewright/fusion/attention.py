@@ -24,16 +24,21 @@ from tilewright.loops.ir import (
     Expr,
     Load,
     Node,
+    Select,
     Var,
+    dtype_of,
     rewrite,
     substitute,
     variables,
     walk,
 )
+from tilewright.loops.locate import main_load
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
 MAX_NODES = 80  # of the expression that a score becomes
+MAX_CHEAP = 6  # functions in an operand that a block computes as it reads
+CHEAP = (ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL, ScalarOp.NEG)
 MAX_STEPS = 12  # maps between the products and the softmax
 Readers = Mapping[str, frozenset[str]]  # names of the tensors that read a tensor
 Found = TypeVar("Found", "_Product", "_Softmax")
@@ -67,7 +72,7 @@ def find_attention(
     if whole is None or whole.result.dtype is not DType.F32:
         return None
     for weights, values in ((whole.left, whole.right), (whole.right, whole.left)):
-        found = _matched(whole, weights, values, form.halves)
+        found = _matched(whole, weights, values, form.maps)
         if found is None or not _only_here(found.names, whole.result.name, readers, outputs):
             continue
         if form.fits(found.attention):
@@ -101,7 +106,7 @@ class _Matched:
     names: frozenset[str]  # what it computes on the way
 
 
-def _matched(whole: _Product, weights: Load, values: Load, halves: bool) -> _Matched | None:
+def _matched(whole: _Product, weights: Load, values: Load, maps: bool) -> _Matched | None:
     """The attention with these weights and values, in the axes of its result."""
     outer = _expanded(weights, _softmax)
     if outer is None:
@@ -116,21 +121,22 @@ def _matched(whole: _Product, weights: Load, values: Load, halves: bool) -> _Mat
     at = _place(score, product.result)
     ranges = ranges_of(whole.result) | {product.depth: (0.0, float(product.extent - 1))}
     loads = [
-        _resolved(_moved(x, product.result, at), ranges, halves)
+        _resolved(_moved(x, product.result, at), ranges, maps)
         for x in (product.left, product.right)
     ]
     query, key = loads if whole.depth in variables(loads[1]) else loads[::-1]
-    value = _resolved(values, ranges, halves)
+    value = _resolved(values, ranges, maps)
     score, weight = simplify_loads(score, ranges), simplify_loads(weight, ranges)
     used = variables(query) | variables(key) | variables(score) | variables(weight)
     rows = _rows(whole.result, variables(query) - variables(key), used | variables(value))
     columns = [a for a in whole.result.axes if a in variables(value) - used]
-    if len(rows) != 1 or len(columns) != 1:
+    if not rows or len(columns) != 1 or (len(rows) > 1 and not maps):
         return None
+    row = max(rows, key=lambda a: whole.result.shape[whole.result.axes.index(a)])
     attention = Attention(
         whole.result.axes,
         whole.result.shape,
-        (rows[0], columns[0]),
+        (row, columns[0]),
         (whole.depth, whole.extent),
         (product.depth, product.extent),
         query,
@@ -197,17 +203,36 @@ def _moved(load: Load, t: Compute, at: Sequence[Expr]) -> Load:
     return substitute(load, dict(zip(t.axes, at, strict=True)))  # type: ignore[return-value]
 
 
-def _resolved(load: Load, ranges: Ranges, halves: bool) -> Load:
-    """The load behind all views; with `halves` also behind a cast of them to float32."""
-    while isinstance(b := load.buffer, Compute) and b.reduction is None:
-        body = _widened_load(b.body) if halves else b.body
-        if not isinstance(body, Load):
-            break
-        load = _moved(body, b, load.index)
-    return simplify_loads(load, ranges)  # type: ignore[return-value]
+def _resolved(load: Load, ranges: Ranges, maps: bool) -> Expr:
+    """The load behind all views; with `maps` what cheap functions of one load make of it."""
+    e: Expr = load
+    while (behind := _behind(e, maps)) is not None:
+        e = behind
+    return simplify_loads(e, ranges)
 
 
-def _widened_load(e: Expr) -> Expr:
+def _behind(e: Expr, maps: bool) -> Expr | None:
+    """The expression in terms of what its only load of more than a number is computed from."""
+    load = main_load(e)
+    if load is None or not isinstance(b := load.buffer, Compute) or b.reduction is not None:
+        return None
+    if not isinstance(b.body, Load) and not (maps and _is_cheap(b.body)):
+        return None
+    body = substitute(b.body, dict(zip(b.axes, load.index, strict=True)))
+    return rewrite(e, lambda n: body if n is load else None)  # type: ignore[return-value]
+
+
+def _is_cheap(e: Expr) -> bool:
+    nodes = [n for n in walk(e) if isinstance(n, (Apply, Cast, Select))]
+    arithmetic = all(isinstance(n, Cast) or _is_arithmetic(n) for n in nodes)
+    return arithmetic and len(nodes) <= MAX_CHEAP and main_load(e) is not None
+
+
+def _is_arithmetic(n: Node) -> bool:
+    return isinstance(n, Apply) and (n.op in CHEAP or dtype_of(n) is DType.I64)
+
+
+def _widened(e: Expr) -> Expr:
     """The load of a half that is cast to float32; anything else as it is."""
     match e:
         case Cast(dtype=DType.F32, arg=Load(buffer=b) as load) if b.dtype.compute is DType.F32:
@@ -218,7 +243,7 @@ def _widened_load(e: Expr) -> Expr:
 def _product(t: Tensor) -> _Product | None:
     match t:
         case Compute(reduction=r, body=Apply(op=ScalarOp.MUL, args=args)):
-            x, y = map(_widened_load, args)
+            x, y = map(_widened, args)
             is_sum = r is not None and r.op is ScalarOp.ADD and len(r.axes) == 1
             if is_sum and t.rank > 1 and isinstance(x, Load) and isinstance(y, Load):
                 return _Product(t, x, y, *r.axes[0])  # type: ignore[union-attr]

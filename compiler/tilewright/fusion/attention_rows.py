@@ -22,13 +22,14 @@ from tilewright.loops.ir import (
     Stmt,
     Store,
     Var,
+    dtype_of,
     index_const,
     rewrite,
     substitute,
     variables,
     walk,
 )
-from tilewright.loops.locate import MAX_SCRATCH_BYTES
+from tilewright.loops.locate import MAX_SCRATCH_BYTES, main_load
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Constant, NestOutput
 
@@ -39,14 +40,15 @@ FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 def by_rows() -> Form:
     """Scores of one row, their softmax, and the sums of values."""
-    return Form(_fits, _loops, halves=True)
+    return Form(_fits, _loops, maps=True)
 
 
 def _fits(a: Attention) -> bool:
     row, column, (key, keys), (depth, size) = a.row, a.column, a.keys, a.depth
     if min(a.shape) == 0 or keys == 0 or max(size, a.extent(column)) > MAX_SIZE:
         return False
-    if any(x.buffer.dtype not in FLOATS for x in (a.query, a.key, a.value)):
+    loads = [main_load(x) for x in (a.query, a.key, a.value)]
+    if any(x is None or x.buffer.dtype not in FLOATS for x in loads):
         return False
     if 8 * keys > MAX_SCRATCH_BYTES:
         return False
@@ -123,7 +125,8 @@ def _powers(a: Attention, scores: Buffer, top: Buffer, total: Buffer) -> Stmt:
 
 
 def _sums(a: Attention, scores: Buffer, total: Buffer, result: NestOutput) -> Stmt:
-    acc, at = _local("sum"), {a.keys[0]: Var(KEYS[2])}
+    acc = _local("sum")
+    at: dict[str, Expr] = {a.keys[0]: Var(KEYS[2])}
     share = Load(scores, (Var(KEYS[2]),)) / Load(total, ())
     weight = _completed(a.weight, share, at)
     step = Accumulate(acc, (), ScalarOp.ADD, weight * _factor(a.value, at))
@@ -137,10 +140,10 @@ def _sums(a: Attention, scores: Buffer, total: Buffer, result: NestOutput) -> St
     return For(a.column, index_const(a.extent(a.column)), Alloc(acc, body))
 
 
-def _factor(load: Load, at: dict[str, Expr]) -> Expr:
+def _factor(operand: Expr, at: dict[str, Expr]) -> Expr:
     """An operand as float32."""
-    moved: Load = substitute(load, at)  # type: ignore[assignment]
-    return moved if load.buffer.dtype is DType.F32 else Cast(DType.F32, moved)
+    moved: Expr = substitute(operand, at)  # type: ignore[assignment]
+    return moved if dtype_of(moved) is DType.F32 else Cast(DType.F32, moved)
 
 
 def _completed(change: tuple[str, Expr], value: Expr, at: dict[str, Expr]) -> Expr:

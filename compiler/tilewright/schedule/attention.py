@@ -11,7 +11,6 @@ from tilewright.loops.ir import (
     Apply,
     Block,
     Buffer,
-    Cast,
     Const,
     Expr,
     For,
@@ -26,7 +25,7 @@ from tilewright.loops.ir import (
     rewrite,
     substitute,
 )
-from tilewright.loops.locate import outer_loops
+from tilewright.loops.locate import main_load, outer_loops
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
 
@@ -171,10 +170,15 @@ def power(x: Expr) -> Expr:
 
 
 def load_of(e: Expr) -> Load:
-    """The load in an operand, which may be a cast of it."""
-    found = e.arg if isinstance(e, Cast) else e
-    assert isinstance(found, Load)
+    """The load in an operand, of which the rest makes a float32."""
+    found = main_load(e)
+    assert found is not None
     return found
+
+
+def reading(e: Expr, source: Load, value: Expr) -> Expr:
+    """The operand, with its load already done."""
+    return rewrite(e, lambda n: value if n is source else None)  # type: ignore[return-value]
 
 
 def written_out(axis: str, count: int, body: Stmt) -> list[Stmt]:

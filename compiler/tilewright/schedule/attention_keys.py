@@ -14,7 +14,6 @@ from tilewright.loops.ir import (
     Barrier,
     Block,
     Buffer,
-    Cast,
     Combine,
     Const,
     Expr,
@@ -42,6 +41,7 @@ from tilewright.schedule.attention import (
     finite,
     load_of,
     power,
+    reading,
     registers,
     written_out,
 )
@@ -183,12 +183,13 @@ class _Splitting(ThreadProgram):
     def _read(
         self, extent: int, element: Callable[[Expr], Expr], use: Callable[[Expr], Stmt]
     ) -> Stmt:
-        v, group = Var(WITHIN), self.group(Var("g"))
-        source = load_of(element(group * GROUP + v))
+        v, place = Var(WITHIN), self.group(Var("g")) * GROUP + Var(WITHIN)
+        value = element(place)
+        source = load_of(value)
         held = registers("held", GROUP, dtype=source.buffer.dtype)
-        taken: Expr = Load(held, (v,))
-        if source.buffer.dtype is not DType.F32:
-            taken = Cast(DType.F32, taken)
+        taken = reading(value, source, Load(held, (v,)))
+        if extent % (self.how.width * GROUP):
+            taken = select(place < extent, taken, ZERO)
         used = baked(WITHIN, GROUP, use(taken))
         fill = self._whole(source, held, extent, element) or self._single(held, extent, element)
         return Alloc(held, Block((fill, used)))

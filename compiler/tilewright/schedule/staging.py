@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tilewright.dtypes import DType
 from tilewright.loops.affine import Range
 from tilewright.loops.ir import (
     Alloc,
     Block,
     Buffer,
-    Cast,
     Expr,
     For,
     If,
@@ -24,7 +22,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import offset
 from tilewright.ops.common import minimum, select
-from tilewright.schedule.attention import GROUP, ZERO, baked, load_of, registers
+from tilewright.schedule.attention import GROUP, ZERO, baked, load_of, reading, registers
 from tilewright.schedule.cooperate import THREAD
 from tilewright.schedule.vectors import is_adjacent
 
@@ -73,9 +71,7 @@ class Rectangle:
         loop = For(WITHIN, index_const(GROUP), copy, LoopKind.VECTOR, baked=True)
         if not is_adjacent(source.buffer, source.index, loop, ranges):
             return None
-        body: Stmt = loop
-        if isinstance(value, Cast):
-            body = _widened(loop, source, target, (line, place))
+        body = loop if value is source else _computed(loop, value, source, target, (line, place))
         return self._shared_out(body, at, self.lines * groups, threads)
 
     def _along(self, target: Buffer, threads: int) -> Stmt:
@@ -100,15 +96,15 @@ class Rectangle:
         return baked(self._share.name, -(-count // threads), copy)
 
 
-def _widened(loop: For, source: Load, target: Buffer, place: tuple[Expr, ...]) -> Stmt:
-    """A vector of halves, as float32 from then on."""
-    narrow = registers("narrow", GROUP, dtype=source.buffer.dtype)
+def _computed(
+    loop: For, value: Expr, source: Load, target: Buffer, place: tuple[Expr, ...]
+) -> Stmt:
+    """A vector by way of registers, from which the elements are computed."""
+    held = registers("held", GROUP, dtype=source.buffer.dtype)
     at = (Var(WITHIN),)
-    copy = Store(narrow, at, source)
-    store = Store(target, place, Cast(DType.F32, Load(narrow, at)))
-    read = For(WITHIN, index_const(GROUP), copy, LoopKind.VECTOR, baked=True)
-    written = For(WITHIN, index_const(GROUP), store, baked=True)
-    return Alloc(narrow, Block((read, written)))
+    read = replace(loop, body=Store(held, at, source))
+    store = Store(target, place, reading(value, source, Load(held, at)))
+    return Alloc(held, Block((read, replace(loop, body=store, kind=LoopKind.SERIAL))))
 
 
 def vector(axis: str, count: int, copy: Store) -> Stmt:
