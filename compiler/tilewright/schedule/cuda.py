@@ -14,6 +14,7 @@ from tilewright.schedule.block_tiles import BlockTile, find_product
 from tilewright.schedule.builder import Builder
 from tilewright.schedule.cooperate import Cooperate
 from tilewright.schedule.directives import Block
+from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.vectors import Vectorize, lanes_for
 
 BLOCKS = 256  # about two to a multiprocessor: fewer leave parts of the machine idle
@@ -31,6 +32,8 @@ MIN_DEPTH = 8
 STEPS = 8  # elements of a row that a thread should have at most, as far as there are threads
 ROW_THREADS = (128, 256, 512, 1024)
 TEAM_THREADS = 256
+TASK_THREADS = (32, 64, 128, 256, 512, 1024)
+MOST_TASKS = 4096  # more of them keep all threads busy one by one
 MIN_ROW = 32  # elements below which a thread does a row alone
 
 
@@ -38,7 +41,8 @@ def choose_cuda_schedule(lowered: Lowered) -> Kernel:
     """The kernel with a schedule that suits its kind."""
     builder = Builder(lowered.kernel)
     if lowered.group.nest is not None:
-        attend(builder)
+        if not attend(builder):
+            _share_tasks(builder)
         return builder.kernel
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
@@ -46,6 +50,16 @@ def choose_cuda_schedule(lowered: Lowered) -> Kernel:
     elif not _multiply(builder) and not _cooperate(builder):
         builder.bind(builder.axes)
     return builder.kernel
+
+
+def _share_tasks(builder: Builder) -> None:
+    """Few tasks of much work are blocks of threads."""
+    tasks = prod(builder.extent(a) for a in builder.axes)
+    widest = widest_nest(builder.kernel)
+    if widest < WARP or tasks > MOST_TASKS:
+        return
+    threads = next((t for t in TASK_THREADS if t >= widest), TASK_THREADS[-1])
+    builder.attempt(TaskBlocks(threads))
 
 
 def _multiply(builder: Builder) -> bool:
