@@ -114,7 +114,9 @@ class _Tasks:
     def shared_out(self, leaf: Stmt, around: tuple[Around, ...]) -> Stmt:
         """Each thread takes every so many of the iterations, then all meet."""
         loops = [n for n in around if isinstance(n, For)]
-        sizes = [(n.axis, int(self.top(n))) for n in loops]
+        extents = [(n.axis, int(self.top(n))) for n in loops]
+        sizes = [(axis, n) for axis, n in extents if n > 1]
+        single: dict[str, Expr] = {axis: index_const(0) for axis, n in extents if n <= 1}
         count = prod(n for _, n in sizes)
         self.widest = max(self.widest, count)
         steps = -(-count // self.how.threads)
@@ -127,7 +129,7 @@ class _Tasks:
             condition = n.condition if isinstance(n, If) else self.reached(n)
             if condition is not None:
                 body = If(self.at_home(condition), body)  # type: ignore[arg-type]
-        body = substitute(body, unflattened(sizes, element))  # type: ignore[assignment]
+        body = substitute(body, unflattened(sizes, element) | single)  # type: ignore[assignment]
         if not sizes:
             element = Var(THREAD)
             body = If(element.eq(0), body)
