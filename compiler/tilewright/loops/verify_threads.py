@@ -84,6 +84,7 @@ class _Phase:
 
     reads: dict[str, set[Element]] = field(default_factory=dict)
     writes: dict[str, set[Element]] = field(default_factory=dict)
+    of_one: bool = False  # a single thread does all of it
 
 
 class _Checker:
@@ -173,7 +174,7 @@ class _Checker:
             if phase is None:
                 seen = []
                 continue
-            for before in (*seen, phase):
+            for before in (*seen, *([] if phase.of_one else [phase])):
                 self.compare(before, phase)
             seen.append(phase)
 
@@ -219,7 +220,7 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
 
 
 def _phase(loop: For, ranges: Ranges) -> _Phase:
-    phase = _Phase()
+    phase = _Phase(of_one=_is_of_one(loop))
     names = _Names()
     for n in walk(loop):
         if isinstance(n, For):
@@ -229,6 +230,14 @@ def _phase(loop: For, ranges: Ranges) -> _Phase:
             place = (names.plain(simplify_index(i, ranges)) for i in n.index)
             kind.setdefault(n.buffer.name, set()).add(tuple(place))
     return phase
+
+
+def _is_of_one(loop: For) -> bool:
+    """Whether all but one of the threads do nothing."""
+    match loop.body:
+        case If(condition=Apply(op=ScalarOp.EQ, args=(Var(name=name), Const()))):
+            return name == loop.axis
+    return False
 
 
 def _is_common(b: Buffer) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import prod
 
 from tilewright.errors import ScheduleError
@@ -53,7 +54,7 @@ class TaskBlocks:
         inner = loops[-1].body if loops else kernel.body
         tasks = _Tasks(self, axis_ranges(kernel.body))
         body = tasks.statement(inner)
-        if not tasks.widest:
+        if tasks.widest < 2:
             raise ScheduleError(f"{self}: nothing in a task is independent")
         for n in reversed(loops):
             body = replace(n, body=body, kind=LoopKind.BLOCK, together=0)
@@ -81,16 +82,18 @@ class _Tasks:
     def statement(self, s: Stmt) -> Stmt:
         """A statement that all threads of a block come to."""
         match s:
+            case _ if self.is_lonely(s):
+                return self.shared_out(s, ())
             case Alloc(buffer=b, body=body):
                 if not b.shape:
                     raise ScheduleError(f"{self.how}: {b.name} is one number of a whole task")
                 self.homes[b.name] = replace(b, space=Space.SHARED)
                 return Alloc(self.homes[b.name], self.statement(body))
             case Block(stmts=stmts):
-                return Block(tuple(self.statement(t) for t in stmts))
-            case For() if not self.is_independent(s):
+                return _sequence([self.statement(t) for t in self.runs(stmts)])
+            case For() if not self.is_independent(s) and not self.apart_in(s):
                 return replace(s, body=self.statement(s.body))
-            case For() | Tile() | Store() | Accumulate():
+            case For() | Tile():
                 return _sequence(list(self.nests(s, ())))
             case If(condition=condition, body=body):
                 return If(self.at_home(condition), self.statement(body))  # type: ignore[arg-type]
@@ -99,11 +102,17 @@ class _Tasks:
     def nests(self, s: Stmt, around: tuple[Around, ...]) -> Iterator[Stmt]:
         """One loop over threads for each innermost statement, with all loops and guards around."""
         match s:
+            case For() if apart := self.apart_in(s):
+                chain = outer_loops(s)
+                leaf = chain[-1].body
+                for n in reversed([n for n in chain if n not in apart]):
+                    leaf = replace(n, body=leaf)
+                yield self.shared_out(leaf, (*around, *apart))
             case For(body=body) if self.is_independent(s):
                 yield from self.nests(body, (*around, s))
             case If(body=body) if not _changes(s):
                 yield from self.nests(body, (*around, s))
-            case Block(stmts=stmts) if not all(isinstance(t, (Store, Accumulate)) for t in stmts):
+            case Block(stmts=stmts) if not _is_straight(s):
                 for t in stmts:
                     yield from self.nests(t, around)
             case Tile():
@@ -158,11 +167,35 @@ class _Tasks:
 
     # -- which loops may be shared
 
-    def is_independent(self, loop: For) -> bool:
-        """Whether each iteration uses elements of its own of whatever the loop writes."""
+    def runs(self, stmts: Sequence[Stmt]) -> Iterator[Stmt]:
+        """The statements, those for one thread that follow each other as one."""
+        for lonely, run in groupby(stmts, self.is_lonely):
+            together = tuple(run)
+            yield from (Block(together),) if lonely else together
+
+    def is_lonely(self, s: Stmt) -> bool:
+        """Whether there is nothing to share."""
+        loops = (n for n in walk(s) if isinstance(n, For) and self.top(n) > 1)
+        tiles = any(isinstance(n, (Tile, Alloc)) for n in walk(s))
+        return not tiles and not any(self.is_independent(n) or self.apart_in(n) for n in loops)
+
+    def apart_in(self, s: For) -> list[For]:
+        """Of perfectly nested loops those whose iterations use elements of their own, whatever the
+        order of the others; none where they surround more than a straight line."""
+        chain = outer_loops(s)
+        names = {n.axis for n in chain}
+        if not _is_straight(chain[-1].body):
+            return []
+        fixed = [n for n in chain if isinstance(n.extent, Const)]
+        found = [n for n in fixed if self.is_independent(n, names - {n.axis})]
+        return found if any(self.top(n) > 1 for n in found) else []
+
+    def is_independent(self, loop: For, others: Set[str] = frozenset()) -> bool:
+        """Whether each iteration uses elements of its own of whatever the loop writes, wherever
+        the `others` are."""
         if loop.kind is LoopKind.PARALLEL or self.top(loop) <= 1:
             return True
-        inner = {n.axis for n in walk(loop.body) if isinstance(n, For)}
+        inner = {n.axis for n in walk(loop.body) if isinstance(n, For)} | others
         own = {n.buffer.name for n in walk(loop.body) if isinstance(n, Alloc)}
         used = accesses(loop.body)
         written = {n.buffer.name for n in used if not isinstance(n, Load)} - own
@@ -172,7 +205,7 @@ class _Tasks:
                 return False
         return True
 
-    def is_apart(self, places: Sequence[tuple[Expr, ...]], axis: str, inner: set[str]) -> bool:
+    def is_apart(self, places: Sequence[tuple[Expr, ...]], axis: str, inner: Set[str]) -> bool:
         """Whether one dimension tells the iterations apart, whoever goes there."""
         for dimension in zip(*places, strict=True):
             forms = [linear(i, self.ranges) for i in dimension]
@@ -181,7 +214,7 @@ class _Tasks:
                 return True
         return False
 
-    def own_part(self, form: Linear, axis: str, inner: set[str]) -> Linear | None:
+    def own_part(self, form: Linear, axis: str, inner: Set[str]) -> Linear | None:
         """The form without inner axes, if these do not reach another iteration's elements."""
         step = abs(form.coefficient(axis))
         if not step or axis in form.nonlinear_axes() or inner & form.nonlinear_axes():
@@ -193,6 +226,12 @@ class _Tasks:
             return None
         rest = tuple(t for t in form.terms if t not in within)
         return Linear(rest, form.constant - form.constant % step)
+
+
+def _is_straight(s: Stmt) -> bool:
+    """Whether there is neither a loop nor a choice."""
+    parts = s.stmts if isinstance(s, Block) else (s,)
+    return all(isinstance(t, (Store, Accumulate)) for t in parts)
 
 
 def _changes(s: If) -> bool:
