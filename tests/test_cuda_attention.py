@@ -113,7 +113,8 @@ class Case:
         with np.errstate(invalid="ignore"):
             p = np.exp(s - s.max(-1, keepdims=True))
             p = p / p.sum(-1, keepdims=True)
-        return (np.nan_to_num(p) if self.mask == "cleaned" else p) @ v
+        weights = np.nan_to_num(p) if self.mask == "cleaned" else p
+        return np.asarray(weights @ v)
 
 
 def _cleaned(weight: Expr) -> Expr:
@@ -145,17 +146,17 @@ cases = st.builds(
     Case,
     heads=st.just(2),
     shared=st.sampled_from([1, 2]),
-    rows=st.sampled_from([1, 2, 5, 9]),
-    keys=st.sampled_from([2, 3, 8, 13]),
+    rows=st.sampled_from([1, 2, 9]),
+    keys=st.sampled_from([2, 3, 8, 11]),
     depth=st.sampled_from([3, 4, 8, 10]),
-    columns=st.sampled_from([2, 4, 12, 17]),
+    columns=st.sampled_from([2, 4, 12, 13]),
     mask=st.sampled_from(MASKS),
     dtype=st.sampled_from([np.float32, np.float32, np.float16, ml_dtypes.bfloat16]),
     batch=st.sampled_from([1, 2]),
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(cases, st.sampled_from(TILES))
 def test_loops(case: Case, tile: Directive) -> None:
     model, y, lowered, want = groups(case)

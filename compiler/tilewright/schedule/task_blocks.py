@@ -12,6 +12,7 @@ from tilewright.loops.affine import Linear, interval, linear
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
+    Apply,
     Barrier,
     Block,
     Buffer,
@@ -34,6 +35,7 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.locate import accesses, axis_ranges, outer_loops
+from tilewright.loops.scalars import ScalarOp
 from tilewright.schedule.cooperate import THREAD, unflattened
 
 Around = For | If
@@ -138,7 +140,8 @@ class _Tasks:
             condition = n.condition if isinstance(n, If) else self.reached(n)
             if condition is not None:
                 body = If(self.at_home(condition), body)  # type: ignore[arg-type]
-        body = substitute(body, unflattened(sizes, element) | single)  # type: ignore[assignment]
+        place = Var(THREAD) % count if count < self.how.threads else element
+        body = substitute(body, unflattened(sizes, place) | single)  # type: ignore[assignment]
         if not sizes:
             element = Var(THREAD)
             body = If(element.eq(0), body)
@@ -155,7 +158,14 @@ class _Tasks:
 
     def reached(self, loop: For) -> Expr | None:
         """Whether an iteration takes place, where that is not sure."""
-        return None if isinstance(loop.extent, Const) else Var(loop.axis) < loop.extent
+        if isinstance(loop.extent, Const):
+            return None
+        least = isinstance(loop.extent, Apply) and loop.extent.op is ScalarOp.MIN
+        bounds = loop.extent.args if least else (loop.extent,)  # type: ignore[union-attr]
+        found: Expr = Var(loop.axis) - bounds[0] < 0
+        for bound in bounds[1:]:
+            found = found & (Var(loop.axis) - bound < 0)
+        return found
 
     def at_home(self, n: Node) -> Node:
         def rule(n: Node) -> Node | None:
