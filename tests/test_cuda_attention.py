@@ -24,7 +24,7 @@ from tilewright.fusion.inline import inline
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.loops.interpret import poisoned
-from tilewright.loops.ir import Apply, Barrier, Block, Expr, Kernel, Node, rewrite
+from tilewright.loops.ir import Apply, Barrier, Block, Const, Expr, For, Kernel, Node, rewrite, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify import verify
 from tilewright.ops.common import cast, select
@@ -267,3 +267,13 @@ def test_heads_that_share_all_keys_are_rows() -> None:
 def kernel_schedule(case: Case) -> Sequence[object]:
     (n,) = (n for n in groups(case)[2] if n.group.nest is not None)
     return choose_cuda_schedule(n).schedule
+
+
+def test_keys_that_no_row_needs_are_left_out() -> None:
+    masked, free = (attention_of(Case(rows=16, keys=40, mask=m)) for m in ("causal", "where"))
+    for kernel, limited in ((masked, True), (free, False)):
+        tiled = schedule(kernel, [AttentionTile(8, 8, 4, 32)])
+        loop = next(n for n in walk(tiled.body) if isinstance(n, For) and n.axis == "tile")
+        assert isinstance(loop.extent, Const) != limited
+    (found,) = (p for p in masked.params if p.dtype is DType.I64)
+    assert found.values == (25, 40)

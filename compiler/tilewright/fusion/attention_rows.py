@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tilewright.dtypes import DType
+from tilewright.fusion.attention_limits import limits
 from tilewright.fusion.attention_loops import Attention, Form
 from tilewright.loops.ir import (
     Accumulate,
@@ -80,14 +81,16 @@ def _is_zero(e: Expr) -> bool:
 
 
 def _loops(a: Attention, result: NestOutput) -> Stmt:
+    known = limits(a)
+    count: Expr = index_const(a.keys[1]) if known is None else known[Var(a.row)]
     scores, top, total = _local("scores", a.keys[1]), _local("top"), _local("total")
     parts = Block(
         (
             Store(top, (), Const(float("-inf"), DType.F32)),
-            _scores(a, scores, top),
+            _scores(a, count, scores, top),
             Store(total, (), Const(0.0, DType.F32)),
-            _powers(a, scores, top, total),
-            _sums(a, scores, total, result),
+            _powers(count, scores, top, total),
+            _sums(a, count, scores, total, result),
         )
     )
     body: Stmt = Alloc(scores, Alloc(top, Alloc(total, parts)))
@@ -96,7 +99,7 @@ def _loops(a: Attention, result: NestOutput) -> Stmt:
     return body
 
 
-def _scores(a: Attention, scores: Buffer, top: Buffer) -> Stmt:
+def _scores(a: Attention, count: Expr, scores: Buffer, top: Buffer) -> Stmt:
     """Each score, as the model changes it, and the greatest one."""
     product, (depth, size) = _local("product"), a.depth
     at: dict[str, Expr] = {a.keys[0]: Var(KEYS[0])}
@@ -111,20 +114,20 @@ def _scores(a: Attention, scores: Buffer, top: Buffer) -> Stmt:
             Accumulate(top, (), ScalarOp.MAX, Load(scores, place)),
         )
     )
-    return For(KEYS[0], index_const(a.keys[1]), Alloc(product, body))
+    return For(KEYS[0], count, Alloc(product, body))
 
 
-def _powers(a: Attention, scores: Buffer, top: Buffer, total: Buffer) -> Stmt:
+def _powers(count: Expr, scores: Buffer, top: Buffer, total: Buffer) -> Stmt:
     place = (Var(KEYS[1]),)
     power = Apply(ScalarOp.EXP, (Load(scores, place) - Load(top, ()),))
     steps = (
         Store(scores, place, power),
         Accumulate(total, (), ScalarOp.ADD, Load(scores, place)),
     )
-    return For(KEYS[1], index_const(a.keys[1]), Block(steps))
+    return For(KEYS[1], count, Block(steps))
 
 
-def _sums(a: Attention, scores: Buffer, total: Buffer, result: NestOutput) -> Stmt:
+def _sums(a: Attention, count: Expr, scores: Buffer, total: Buffer, result: NestOutput) -> Stmt:
     acc = _local("sum")
     at: dict[str, Expr] = {a.keys[0]: Var(KEYS[2])}
     share = Load(scores, (Var(KEYS[2]),)) / Load(total, ())
@@ -133,7 +136,7 @@ def _sums(a: Attention, scores: Buffer, total: Buffer, result: NestOutput) -> St
     body = Block(
         (
             Store(acc, (), Const(0.0, DType.F32)),
-            For(KEYS[2], index_const(a.keys[1]), step),
+            For(KEYS[2], count, step),
             Store(result, tuple(Var(x) for x in a.axes), Load(acc, ())),
         )
     )

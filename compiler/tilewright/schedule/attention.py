@@ -46,6 +46,7 @@ class RowAttention:
     column: tuple[str, int]
     depth: tuple[str, int]
     keys: tuple[str, str, int]  # the axis of the scores, that of the values, and their extent
+    needed: Expr  # how many of them a row needs, no fewer than the rows before it
     query: Expr
     key: Expr
     value: Expr
@@ -72,6 +73,14 @@ class RowAttention:
 
         score: Expr = rewrite(substitute(self.score, self.place(row, key)), rule)  # type: ignore[assignment]
         return score if whole else select(key < self.keys[2], score, LOWEST)
+
+    def steps(self, row: Expr, keys: int) -> Expr:
+        """How often `keys` keys have to be taken until a row has all it needs."""
+        if isinstance(self.needed, Const):
+            return index_const(-(-self.keys[2] // keys))
+        place = self.place(row, index_const(0))
+        needed: Expr = substitute(self.needed, place)  # type: ignore[assignment]
+        return (needed + (keys - 1)) // keys
 
     def share(self, sums: Expr, total: Expr, row: Expr) -> Expr:
         """The result, from sums that were not divided yet."""
@@ -109,7 +118,7 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
             (
                 Store(buffer=product),
                 For(body=Accumulate(value=Apply(op=ScalarOp.MUL, args=(query, key)))) as deep,
-                Store(value=score),
+                Store(buffer=scores, value=score),
                 Accumulate(op=ScalarOp.MAX),
             ),
             (
@@ -126,7 +135,8 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
         row=sizes[-1],
         column=_size(last),
         depth=_size(deep),
-        keys=(first.axis, over.axis, _size(over)[1]),
+        keys=(first.axis, over.axis, scores.shape[0]),
+        needed=over.extent,
         query=query,
         key=key,
         value=value,

@@ -138,10 +138,11 @@ class _Splitting(ThreadProgram):
                 self.by_threads(Block((self.weigh(), self.sum_values()))),
             )
         )
+        at_once = self.how.teams * self.how.together
         body = Block(
             (
                 self.by_threads(self.start()),
-                For("step", index_const(self.steps), step),
+                For("step", self.of.steps(Var(self.of.row[0]), at_once), step),
                 self.by_threads(self.put("all", value=self.at("top"))),
                 Combine(self.own["all"], ScalarOp.MAX, self.threads),
                 self.by_threads(self.leave()),

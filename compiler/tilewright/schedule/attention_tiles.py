@@ -180,10 +180,11 @@ class _Tiling(ThreadProgram):
                 Barrier(),
             )
         )
+        last = Var("block_row") * self.how.rows + (self.how.rows - 1)
         body: Stmt = Block(
             (
                 self.by_threads(start),
-                For("tile", index_const(self.tiles), step),
+                For("tile", self.of.steps(last, self.how.keys), step),
                 *self.whole_totals(),
                 self.by_threads(self.finish()),
             )
