@@ -30,7 +30,7 @@ from tilewright.loops.verify import verify
 from tilewright.ops.common import cast, select
 from tilewright.ops.contraction import matmul
 from tilewright.ops.softmax import softmax
-from tilewright.ops.tensor import Tensor, compute
+from tilewright.ops.tensor import Constant, Tensor, compute
 from tilewright.runtime.cuda.kernel import KernelSource
 from tilewright.schedule.attention_keys import AttentionKeys
 from tilewright.schedule.attention_tiles import AttentionTile
@@ -173,7 +173,8 @@ def run_ptx(n: Lowered, kernel: Kernel, arrays: dict[str, Array]) -> None:
     """As `run_lowered`, by the machine or the emulator."""
     e = emit_cuda(kernel)
     for t in n.tensors:
-        arrays.setdefault(t.name, poisoned(t.shape, t.dtype))
+        empty = t.value if isinstance(t, Constant) else poisoned(t.shape, t.dtype)
+        arrays.setdefault(t.name, empty)
     source = KernelSource(e.text, e.pointers, len(e.numbers), e.threads, "sm_90a", bool(e.checks))
     given_ = [arrays[t.name] for t in n.tensors]
     found = execute(source, given_, e.numbers, e.blocks, e.shared_bytes)
