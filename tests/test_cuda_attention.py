@@ -75,6 +75,7 @@ class Case:
             "keep": rng.random((self.rows, self.keys)) > 0.4,
         }
         made["keep"][-1] = False  # a row without any key
+        made["keep"][0] = np.arange(self.keys) == self.keys - 1  # and one that begins late
         return made
 
     def tensor(self, model: Model, a: dict[str, Array]) -> Tensor:
@@ -183,7 +184,7 @@ def run_ptx(n: Lowered, kernel: Kernel, arrays: dict[str, Array]) -> None:
 
 
 REAL = [
-    Case(rows=70, keys=70, depth=64, columns=64, mask="causal"),
+    Case(rows=70, keys=75, depth=64, columns=64, mask="causal"),
     Case(rows=33, keys=21, depth=40, columns=36, mask="cleaned", shared=2),
     Case(rows=17, keys=70, depth=128, columns=96, mask="where", heads=1),
     Case(rows=19, keys=35, depth=32, columns=32, dtype=np.float16, mask="add"),

@@ -144,11 +144,11 @@ def test_registers(kind: str, architecture: str) -> None:
 SIZE = 40
 X = Buffer("x", DType.F32, (SIZE,))
 INDEX = Buffer("i", DType.I64, (SIZE,), values=(0, SIZE - 1))
-Y = Buffer("y", DType.F32, (2 * SIZE,))
+Y = Buffer("y", DType.F32, (2 * SIZE + 1,))
 
 
 def line(body: Stmt) -> Kernel:
-    zero = For("z", index_const(2 * SIZE), Store(Y, (Var("z"),), Const(0.0, DType.F32)))
+    zero = For("z", index_const(2 * SIZE + 1), Store(Y, (Var("z"),), Const(0.0, DType.F32)))
     loop = For("j", index_const(SIZE), body)
     return Kernel("line", (X, INDEX, Y), Block((zero, loop)), frozenset({"y"}))
 
@@ -166,21 +166,22 @@ def ran(kernel: Kernel) -> Array:
 
 j = Var("j")
 x: Expr = Load(X, (j,))
-LINES: dict[str, tuple[Stmt, bool]] = {
-    "own": (Store(Y, (j,), x), True),
-    "stride": (Store(Y, (j * 2,), x), True),
-    "own sum": (Accumulate(Y, (j + 3,), ScalarOp.ADD, x), True),
-    "one": (Accumulate(Y, (index_const(1),), ScalarOp.ADD, x), False),
-    "scan": (Store(Y, (j + 1,), Load(Y, (j,)) + x), False),
-    "data": (Store(Y, (Load(INDEX, (j,)),), x), False),
-    "halves": (Store(Y, (j // 2,), x), False),
-    "chosen": (If(x > 0, Store(Y, (j,), x)), True),
-    "inner": (For("k", index_const(2), Store(Y, (j * 2 + Var("k"),), x)), True),
+LINES: dict[str, tuple[Stmt, int]] = {  # and how many threads may share them
+    "own": (Store(Y, (j,), x), SIZE),
+    "stride": (Store(Y, (j * 2,), x), SIZE),
+    "own sum": (Accumulate(Y, (j + 3,), ScalarOp.ADD, x), SIZE),
+    "one": (Accumulate(Y, (index_const(1),), ScalarOp.ADD, x), 1),
+    "scan": (Store(Y, (j + 1,), Load(Y, (j,)) + x), 1),
+    "data": (Store(Y, (Load(INDEX, (j,)),), x), 1),
+    "halves": (Store(Y, (j // 2,), x), 1),
+    "chosen": (If(x > 0, Store(Y, (j,), x)), SIZE),
+    "inner": (For("k", index_const(2), Store(Y, (j * 2 + Var("k"),), x)), 2 * SIZE),
     # the inner loop is shared, one turn of the outer one after the other
-    "overlap": (For("k", index_const(3), Accumulate(Y, (j + Var("k"),), ScalarOp.ADD, x)), True),
+    "overlap": (For("k", index_const(3), Accumulate(Y, (j + Var("k"),), ScalarOp.ADD, x)), 3),
+    "reach": (For("k", index_const(3), Store(Y, (j * 2 + Var("k"),), x)), 3),
     "other order": (
         For("k", index_const(2), Accumulate(Y, (j,), ScalarOp.ADD, Load(X, (Var("k"),)))),
-        True,
+        SIZE,
     ),
 }
 
@@ -189,10 +190,12 @@ LINES: dict[str, tuple[Stmt, bool]] = {
 def test_only_independent_iterations_are_shared(name: str) -> None:
     body, shared = LINES[name]
     kernel = line(body)
+    assert isinstance(kernel.body, Block)
+    assert widest_nest(Kernel("line", kernel.params, kernel.body.stmts[1])) == shared
     made = schedule(kernel, [TaskBlocks(32)])
     np.testing.assert_array_equal(ran(made), ran(kernel))
     alone = [n for n in walk(made.body) if isinstance(n, If) and _is_first(n.condition)]
-    assert bool(alone) != shared
+    assert bool(alone) == (shared == 1)
 
 
 def _is_first(e: Expr) -> bool:

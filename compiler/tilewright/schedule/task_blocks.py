@@ -196,8 +196,11 @@ class _Tasks:
         names = {n.axis for n in chain}
         if not _is_straight(chain[-1].body):
             return []
-        fixed = [n for n in chain if isinstance(n.extent, Const)]
-        found = [n for n in fixed if self.is_independent(n, names - {n.axis})]
+        found: list[For] = []
+        for n in chain:  # those that were found tell elements apart for the next ones
+            others = names - {n.axis} - {m.axis for m in found}
+            if isinstance(n.extent, Const) and self.is_independent(n, others):
+                found.append(n)
         return found if any(self.top(n) > 1 for n in found) else []
 
     def is_independent(self, loop: For, others: Set[str] = frozenset()) -> bool:
