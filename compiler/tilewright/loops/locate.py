@@ -81,3 +81,9 @@ def allocations(node: Node) -> list[Buffer]:
 def scratch_bytes(node: Node) -> int:
     """Memory on a task's stack for all local buffers below the node."""
     return sum(b.dtype.itemsize * prod(b.shape) for b in allocations(node))
+
+
+def main_load(node: Node) -> Load | None:
+    """The only load from a buffer of more than one element, if there is just one."""
+    found = [n for n in walk(node) if isinstance(n, Load) and prod(n.buffer.shape) > 1]
+    return found[0] if len(found) == 1 else None

@@ -88,6 +88,7 @@ class _Phase:
 
     reads: dict[str, Places] = field(default_factory=dict)
     writes: dict[str, Places] = field(default_factory=dict)
+    of_one: bool = False  # a single thread does all of it
 
 
 class _Checker:
@@ -177,7 +178,7 @@ class _Checker:
             if phase is None:
                 seen = []
                 continue
-            for before in (*seen, phase):
+            for before in (*seen, *([] if phase.of_one else [phase])):
                 self.compare(before, phase)
             seen.append(phase)
 
@@ -231,7 +232,7 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Phase | None]:
 
 
 def _phase(loop: For, ranges: Ranges) -> _Phase:
-    phase = _Phase()
+    phase = _Phase(of_one=_is_of_one(loop))
     names = _Names()
     for n, facts in _accesses(loop, ranges, {}, names):
         kind = phase.reads if isinstance(n, Load) else phase.writes
@@ -257,6 +258,14 @@ def _accesses(
         return
     for c in children(s):
         yield from _accesses(c, ranges, facts, names)
+
+
+def _is_of_one(loop: For) -> bool:
+    """Whether all but one of the threads do nothing."""
+    match loop.body:
+        case If(condition=Apply(op=ScalarOp.EQ, args=(Var(name=name), Const()))):
+            return name == loop.axis
+    return False
 
 
 def _is_common(b: Buffer) -> bool:

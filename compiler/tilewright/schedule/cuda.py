@@ -10,6 +10,7 @@ from tilewright.loops.affine import Linear
 from tilewright.loops.ir import Accumulate, For, Kernel, Load, LoopKind, Store, walk
 from tilewright.loops.locate import allocations, axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
+from tilewright.schedule.attend import attend
 from tilewright.schedule.block_tiles import BlockTile, find_product
 from tilewright.schedule.builder import Builder
 from tilewright.schedule.columns import Columns
@@ -18,6 +19,7 @@ from tilewright.schedule.directives import Bake, Block
 from tilewright.schedule.elements import Elements
 from tilewright.schedule.heuristics import bake_windows
 from tilewright.schedule.read_once import ReadOnce
+from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.teams import Teams
 from tilewright.schedule.transposed import Transpose, read_along
 from tilewright.schedule.vectors import Vectorize, lanes_for
@@ -38,6 +40,8 @@ STEPS = 4  # vectors of a row that a thread should have at most, as far as there
 TEAM_STEPS = 8  # the same where a warp has a row, or several
 ROW_THREADS = (64, 128, 256, 512, 1024)
 TEAM_THREADS = 256
+TASK_THREADS = (32, 64, 128, 256, 512, 1024)
+MOST_TASKS = 4096  # more of them keep all threads busy one by one
 MIN_ROW = 32  # elements of a row that threads share even if they do not all lie side by side
 SPREAD = 1 << 15  # threads that keep a machine busy: fewer take single elements
 MANY = 1 << 16  # threads with a sum each that read memory fast enough without help
@@ -54,7 +58,8 @@ def choose_cuda_schedule(lowered: Lowered) -> Kernel:
     """The kernel with a schedule that suits its kind."""
     builder = Builder(lowered.kernel)
     if lowered.group.nest is not None:
-        _nest(builder)
+        if not attend(builder) and not _share_tasks(builder):
+            _teams(builder)
         return builder.kernel
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
@@ -64,11 +69,21 @@ def choose_cuda_schedule(lowered: Lowered) -> Kernel:
     return builder.kernel
 
 
-def _nest(builder: Builder) -> None:
-    """Threads share the tasks of a hand-written nest, where there are few."""
+def _teams(builder: Builder) -> None:
+    """Threads share what each of few tasks does to its elements."""
     tasks = [n for n in outer_loops(builder.kernel.body) if n.kind is LoopKind.PARALLEL]
     if prod(map(builder.extent, (n.axis for n in tasks))) < SPREAD:
         builder.attempt(Teams(TEAM_THREADS))
+
+
+def _share_tasks(builder: Builder) -> bool:
+    """Few tasks of much work are blocks of threads."""
+    tasks = prod(builder.extent(a) for a in builder.axes)
+    widest = widest_nest(builder.kernel)
+    if widest < WARP or tasks > MOST_TASKS:
+        return False
+    threads = next((t for t in TASK_THREADS if t >= widest), TASK_THREADS[-1])
+    return builder.attempt(TaskBlocks(threads))
 
 
 def _multiply(builder: Builder) -> bool:

@@ -14,6 +14,8 @@ import numpy as np
 
 from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import DeviceError, ExecutionError
+from tilewright.fusion.attention import with_attention
+from tilewright.fusion.attention_rows import by_rows
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
@@ -114,7 +116,7 @@ class CudaPlan:
         constants: DeviceConstants,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
-        legal = legalize(outputs)
+        legal = with_attention(legalize(outputs), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
         program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
         settled = settle(program, weights)
