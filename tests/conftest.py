@@ -31,6 +31,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="accept today's texts as golden")
+    parser.addoption("--all-node-cases", action="store_true", help="all of ONNX's cases for CUDA")
 
 
 def pytest_configure(config: pytest.Config) -> None:

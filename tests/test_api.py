@@ -15,6 +15,7 @@ from onnx import ModelProto, helper, parser, save
 
 import tilewright as tw
 from tilewright import backend
+from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 
 EVALUATED = tw.Options(interpret=True)
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
@@ -227,7 +228,7 @@ def test_backend_runs_models_and_nodes() -> None:
     (c,) = backend.run_node(node, [np.float32(1), np.float32(2)], options=EVALUATED)
     assert c == 3
     assert backend.supports_device("CPU")
-    assert not backend.supports_device("CUDA")
+    assert backend.supports_device("CUDA") is find_toolchain().has(TO_RUN)
     with pytest.raises(tw.InputError, match="1 inputs given, the model has 2"):
         rep.run([feeds["x"]])
 

@@ -50,6 +50,29 @@ def test_two_guards_that_exclude_each_other_are_a_contradiction() -> None:
     assert contradictory(learn(compare(ScalarOp.GE, ROW, 3), RANGES, facts))
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("divisor", [2, 4])
+@pytest.mark.parametrize("least, most", [(0, 3), (2, 5), (3, 3), (6, 7)])
+def test_remainders_of_split_loops(factor: int, divisor: int, least: int, most: int) -> None:
+    """What k * (x % d) + r says of k * x + r holds for each x and r, and is as narrow as can be."""
+    ranges = {"x": (0.0, 15.0), "r": (0.0, factor - 1.0)}
+    x, r = Var("x"), Var("r")
+    remainder = Apply(ScalarOp.MOD, (x, index_const(divisor))) * factor + r
+    guard = both(compare(ScalarOp.GE, remainder, least), compare(ScalarOp.LT, remainder, most + 1))
+    values = [
+        factor * a + b
+        for a in range(16)
+        for b in range(factor)
+        if least <= factor * (a % divisor) + b <= most
+    ]
+    facts = learn(guard, ranges, {})
+    low, high = bounds(x * factor + r, ranges, facts)
+    if values:
+        assert (low, high) == (min(values), max(values))
+    else:
+        assert contradictory(facts)
+
+
 PADDED = {
     "pad": helper.make_node("Pad", ["a", "p"], ["y"]),
     "conv": helper.make_node("Conv", ["a", "w"], ["y"], pads=[1, 1, 1, 1]),

@@ -16,7 +16,10 @@ from tilewright.driver import compile
 from tilewright.errors import InputError
 from tilewright.graph.upgrade import OPSET
 from tilewright.options import Options
+from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 from tilewright.runtime.model import CompiledModel
+
+TARGETS = {DeviceType.CPU: "cpu", DeviceType.CUDA: "cuda"}
 
 
 class TilewrightRep(BackendRep):
@@ -51,7 +54,7 @@ class TilewrightBackend(Backend):
         threads: int | None = None,
         **kwargs: Any,
     ) -> TilewrightRep:
-        target = "cpu" if cls.supports_device(device) else device
+        target = TARGETS.get(Device(device).type, device)
         return TilewrightRep(compile(model, target=target, options=options, threads=threads))
 
     @classmethod
@@ -88,7 +91,10 @@ class TilewrightBackend(Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        return bool(Device(device).type == DeviceType.CPU)
+        kind = Device(device).type
+        if kind == DeviceType.CUDA:
+            return find_toolchain().has(TO_RUN)
+        return kind in TARGETS
 
 
 prepare = TilewrightBackend.prepare

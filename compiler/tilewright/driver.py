@@ -29,9 +29,10 @@ from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.cuda.cache import CudaKernelCache
+from tilewright.runtime.cuda.ceilings import DeviceCeilings
 from tilewright.runtime.cuda.constants import DeviceConstants
-from tilewright.runtime.cuda.device import Device
 from tilewright.runtime.cuda.plan import CudaPlan
+from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.plan import Plan, build_plan
@@ -71,12 +72,17 @@ def compile(
     settings = options or Options.from_environment()
     if threads is not None:
         settings = dataclasses.replace(settings, threads=threads)
+    return compile_in(workshop(settings, tune, target), model)
+
+
+def compile_in(workshop: Workshop, model: Model) -> CompiledModel:
+    """The same with everything a model needs on its target."""
     log = SimplifyLog()
     graph = import_model(model, keep=is_defined)  # ModelProto -> Graph of known operators
     support_report(graph).raise_for_unknown()  # nothing here could run them
     graph = simplify(graph, log)  # Graph -> Graph: laws that hold for every shape
     graph = dataclasses.replace(graph, constants=kept(graph.constants))
-    return CompiledModel(graph, Workshop(settings, planner(settings, tune, target)), log)
+    return CompiledModel(graph, workshop, log)
 
 
 def check_target(target: str) -> None:
@@ -87,15 +93,21 @@ def check_target(target: str) -> None:
         find_toolchain().require(TO_RUN, "run models")
 
 
-def planner(options: Options, tune: float = 0.0, target: str = "cpu") -> Planner:
+def workshop(options: Options, tune: float = 0.0, target: str = "cpu") -> Workshop:
+    """What a model needs to make and run its plans on a target."""
+    if target == "cuda" and not options.interpret:
+        # Here alone: the bindings of the driver are imported only if they are asked for.
+        from tilewright.runtime.cuda.gpu import first_gpu
+
+        device = first_gpu()
+        return cuda_workshop(options, Port(device, device.cupy))
+    return Workshop(options, planner(options, tune))
+
+
+def planner(options: Options, tune: float = 0.0) -> Planner:
     """What makes the plan of a stage: of kernels, or of the expressions as they are."""
     if options.interpret:
         return Evaluation
-    if target == "cuda":
-        # Here alone: the bindings of the driver are imported only if they are asked for.
-        from tilewright.runtime.cuda.gpu import GpuDevice
-
-        return cuda_planner(options, GpuDevice())
     cache, weights = KernelCache(options), PackedWeights()
     kept = KeptChoices(cache, options.threads or available_cores())
     allowance = Allowance(tune)
@@ -111,14 +123,15 @@ def planner(options: Options, tune: float = 0.0, target: str = "cpu") -> Planner
     return build
 
 
-def cuda_planner(options: Options, device: Device) -> Planner:
-    """What makes plans for one GPU; constants are in its memory once."""
-    cache, weights, constants = CudaKernelCache(options), PackedWeights(), DeviceConstants(device)
+def cuda_workshop(options: Options, port: Port) -> Workshop:
+    """The same for a GPU; constants are in its memory once."""
+    cache, weights = CudaKernelCache(options), PackedWeights()
+    constants = DeviceConstants(port.device)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
-        return CudaPlan(inputs, outputs, device, cache, weights, constants)
+        return CudaPlan(inputs, outputs, port, cache, weights, constants)
 
-    return build
+    return Workshop(options, build, port, DeviceCeilings(port.device, cache))
 
 
 def support(model: Model) -> SupportReport:

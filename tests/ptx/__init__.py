@@ -6,5 +6,15 @@ from ptx.errors import PtxError
 from ptx.machine import Statistics, launch
 from ptx.memory import Memory
 from ptx.program import Module, Program
+from ptx.traffic import Requests, Traffic
 
-__all__ = ["Memory", "Module", "Program", "PtxError", "Statistics", "launch"]
+__all__ = [
+    "Memory",
+    "Module",
+    "Program",
+    "PtxError",
+    "Requests",
+    "Statistics",
+    "Traffic",
+    "launch",
+]

@@ -18,6 +18,7 @@ from ptx.errors import (
     Uninitialised,
 )
 from ptx.memory import GLOBAL_BASE, MISSING, PENDING, Allocation, Array, Memory, Region, Use
+from ptx.traffic import LANES, Traffic
 
 SHARED_WINDOW = 0x1000_0000_0000
 LOCAL_WINDOW = 0x2000_0000_0000
@@ -47,7 +48,7 @@ class Spaces:
         self.memory = memory
         self.every = np.arange(blocks * row)
         self.block = self.every // row
-        self.warp = self.every % row // 32
+        self.warp = self.every % row // LANES
         self.shared_bytes, self.local_bytes = shared_bytes, local_bytes
         self.shared_stride = -(-shared_bytes // 16) * 16
         self.local_stride = -(-local_bytes // 16) * 16
@@ -60,6 +61,7 @@ class Spaces:
         self.shared_users = self.warp.astype(np.int64)
         self.last: Allocation | None = None
         self.copying = False  # whether asynchronous copies are under way
+        self.traffic: Traffic | None = None  # where what warps ask for is counted
 
     def begin(self, first_block: int) -> None:
         """A batch whose first block has this number."""
@@ -122,6 +124,9 @@ class Spaces:
         offsets = addresses - found.address
         users = self.global_users[threads]
         if high <= end:
+            if self.traffic:
+                warps = self.every[threads] // LANES
+                self.traffic.note_global(found.address, addresses, warps, size)
             yield Piece(found, offsets, threads, rows, users)
             return
         inside = addresses < end
@@ -131,6 +136,8 @@ class Spaces:
         here, there = np.flatnonzero(inside), np.flatnonzero(~inside)
         who = self.every[threads]
         index = np.arange(len(addresses)) if isinstance(rows, slice) else rows
+        if self.traffic:
+            self.traffic.note_global(found.address, addresses[here], who[here] // LANES, size)
         yield Piece(found, offsets[here], who[here], index[here], users[here])
         yield from self._global(addresses[there], who[there], index[there], size, report)
 
@@ -145,6 +152,8 @@ class Spaces:
             space = "shared" if is_shared else "local"
             text = f"there are {limit} bytes"
             self._report(report, OutOfBounds, wrong, addresses, threads, size, space, text)
+        if is_shared and self.traffic:
+            self.traffic.note_shared(addresses, self.every[threads], size)
         starts = self.shared_start if is_shared else self.local_start
         return Piece(region, addresses + starts[threads], threads, rows, self.shared_users[threads])
 

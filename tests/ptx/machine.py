@@ -19,6 +19,7 @@ from ptx.frame import BUILDERS, LANES, TYPES, Frame, Shape, Step
 from ptx.memory import Array, Memory
 from ptx.program import Program
 from ptx.syntax import Instruction, Symbol, Variable
+from ptx.traffic import Traffic
 
 BATCH_THREADS = 8192
 KIB = 1024
@@ -38,6 +39,7 @@ class Statistics:
     instructions: int = 0
     thread_instructions: int = 0
     barriers: int = 0
+    traffic: Traffic | None = None
 
 
 def launch(
@@ -48,14 +50,17 @@ def launch(
     parameters: Sequence[int | float],
     shared_bytes: int = 0,
     batch_threads: int = BATCH_THREADS,
+    traffic: bool = False,
 ) -> Statistics:
-    """Run `blocks` blocks of `threads`; a PtxError where the kernel or the launch is wrong."""
+    """Run `blocks` blocks of `threads`; a PtxError where the kernel or the launch is wrong. With
+    `traffic` it is counted what they ask of memory."""
     check_launch(kernel, blocks, threads, parameters)
-    statistics = Statistics()
+    statistics = Statistics(traffic=Traffic() if traffic else None)
     memory.begin_launch()
     together = min(blocks, max(1, batch_threads // Shape(1, threads).row))
     machine = Machine(kernel, memory, Shape(together, threads), blocks, shared_bytes)
     machine.set_parameters(parameters)
+    machine.frame.spaces.traffic = statistics.traffic
     with np.errstate(all="ignore"):
         for first in range(0, blocks, together):
             machine.run(first, min(together, blocks - first), statistics)

@@ -197,6 +197,23 @@ class Memory:
         self._next += -(-(nbytes + ALIGNMENT) // ALIGNMENT) * ALIGNMENT
         return allocation.address
 
+    def free(self, address: int) -> None:
+        """Ends an allocation; its addresses are not used again."""
+        at = self._starts.index(address)
+        del self._starts[at], self._allocations[at]
+
+    def holds(self, address: int) -> bool:
+        """Whether the address lies in an allocation."""
+        allocation = self.holding(address)
+        return allocation is not None and address < allocation.address + allocation.size
+
+    def is_written(self, address: int, size: int) -> bool:
+        """Whether somebody wrote all these bytes."""
+        allocation, start = self._place(address, size)
+        return allocation.is_complete or bool(
+            (allocation.known[start : start + size] == THERE).all()
+        )
+
     def put(self, array: Array) -> int:
         """The address of a copy."""
         data = np.ascontiguousarray(array)

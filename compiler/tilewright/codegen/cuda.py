@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.codegen.emit import Emitter, stored_kind
 from tilewright.codegen.mma import print_async, print_mma
+from tilewright.codegen.quotients import FUNCTIONS, MOST, by_magic, divided
 from tilewright.codegen.spelling import SUFFIX, module_of
 from tilewright.codegen.tiles import indent
 from tilewright.dtypes import DType
@@ -57,6 +58,7 @@ _MODULES = {
     **dict.fromkeys(("parts_down", "parts_across"), "mma"),
     **dict.fromkeys(("copy_vector", "copy_async", "copy_async_filled"), "memory"),
     **dict.fromkeys(("async_commit", "async_wait"), "memory"),
+    **dict.fromkeys(FUNCTIONS, "quotients"),
     **dict.fromkeys((f"{v}_vector_{t}" for v in ("load", "store") for t in HALVES), "memory"),
 }
 
@@ -136,9 +138,18 @@ class _CudaEmitter(Emitter):
             return [f"{name} = {source}" for name in names]
         lines = [f"rest = {source}"]
         for name, n in zip(names[:0:-1], extents[:0:-1], strict=True):
-            size = self.number(n)
-            lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
+            if math.prod(extents) > MOST:
+                size = self.number(n)
+                lines += [f"{name} = rest % {size}", f"rest = rest // {size}"]
+                continue
+            both = (ScalarOp.MOD, ScalarOp.FLOORDIV)
+            part, rest = (by_magic(op, "rest", n, self.use, self.number) for op in both)
+            lines += [f"{name} = {part}", f"rest = {rest}"]
         return [*lines, f"{names[0]} = rest"]
+
+    def _atom(self, e: Expr) -> str:
+        made = divided(e, self._index, self.ranges, self.use, self.number)
+        return super()._atom(e) if made is None else made
 
     def _loop(self, s: For) -> list[str]:
         if s.kind is LoopKind.THREAD:

@@ -111,8 +111,9 @@ def _version(package: str) -> str:
 def _cuda(toolchain: Toolchain) -> dict[str, str]:
     parts = [p for p in toolchain.parts if p.is_there]
     found = {p.name: p.version for p in parts}
-    with suppress(PackageNotFoundError):
-        found["toolkit"] = version("cuda-toolkit")
+    for name, package in (("toolkit", "cuda-toolkit"), ("cupy", "cupy-cuda13x")):
+        with suppress(PackageNotFoundError):
+            found[name] = version(package)
     for number, gpu in enumerate(toolchain.gpus):
         major, minor = gpu.capability
         memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"

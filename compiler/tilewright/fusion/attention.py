@@ -12,25 +12,33 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tilewright.dtypes import DType
-from tilewright.fusion.attention_loops import Attention, attention_loops
+from tilewright.fusion.attention_loops import Attention, Form
 from tilewright.fusion.contraction import ranges_of
+from tilewright.fusion.inline import topological
+from tilewright.fusion.renew import renewed
 from tilewright.loops.affine import Ranges, simplify_loads
 from tilewright.loops.ir import (
     Apply,
+    Cast,
     Const,
     Expr,
     Load,
     Node,
+    Select,
     Var,
+    dtype_of,
     rewrite,
     substitute,
     variables,
     walk,
 )
+from tilewright.loops.locate import main_load
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
 MAX_NODES = 80  # of the expression that a score becomes
+MAX_CHEAP = 6  # functions in an operand that a block computes as it reads
+CHEAP = (ScalarOp.ADD, ScalarOp.SUB, ScalarOp.MUL, ScalarOp.NEG)
 MAX_STEPS = 12  # maps between the products and the softmax
 Readers = Mapping[str, frozenset[str]]  # names of the tensors that read a tensor
 Found = TypeVar("Found", "_Product", "_Softmax")
@@ -57,19 +65,39 @@ class _Softmax:
 
 
 def find_attention(
-    t: Tensor, readers: Readers, outputs: frozenset[str], lanes: int
+    t: Tensor, readers: Readers, outputs: frozenset[str], form: Form
 ) -> NestOutput | None:
     """The attention that t is the result of, as the result of a loop nest; None if it is none."""
     whole = _product(t)
     if whole is None or whole.result.dtype is not DType.F32:
         return None
     for weights, values in ((whole.left, whole.right), (whole.right, whole.left)):
-        found = _matched(whole, weights, values)
+        found = _matched(whole, weights, values, form.maps)
         if found is None or not _only_here(found.names, whole.result.name, readers, outputs):
             continue
-        if found.attention.fits(lanes):
-            return _nest(whole.result, found.attention, lanes, whole.result.name in outputs)
+        if form.fits(found.attention):
+            return _nest(whole.result, found.attention, form, whole.result.name in outputs)
     return None
+
+
+def with_attention(outputs: Sequence[Tensor], form: Form) -> list[Tensor]:
+    """Equal outputs, in which each attention that the form takes is a nest."""
+    order = topological(outputs)
+    readers, names = readers_of(order), frozenset(t.name for t in outputs)
+    done: dict[str, Tensor] = {}
+    for t in order:
+        current = renewed(t, done)
+        done[t.name] = find_attention(current, readers, names, form) or current
+    return [done[t.name] for t in outputs]
+
+
+def readers_of(order: Sequence[Tensor]) -> Readers:
+    """Who reads each tensor."""
+    found: dict[str, set[str]] = {t.name: set() for t in order}
+    for t in order:
+        for s in sources(t):
+            found[s.name].add(t.name)
+    return {name: frozenset(reading) for name, reading in found.items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,7 @@ class _Matched:
     names: frozenset[str]  # what it computes on the way
 
 
-def _matched(whole: _Product, weights: Load, values: Load) -> _Matched | None:
+def _matched(whole: _Product, weights: Load, values: Load, maps: bool) -> _Matched | None:
     """The attention with these weights and values, in the axes of its result."""
     outer = _expanded(weights, _softmax)
     if outer is None:
@@ -93,29 +121,39 @@ def _matched(whole: _Product, weights: Load, values: Load) -> _Matched | None:
     at = _place(score, product.result)
     ranges = ranges_of(whole.result) | {product.depth: (0.0, float(product.extent - 1))}
     loads = [
-        _resolved(_moved(x, product.result, at), ranges) for x in (product.left, product.right)
+        _resolved(_moved(x, product.result, at), ranges, maps)
+        for x in (product.left, product.right)
     ]
     query, key = loads if whole.depth in variables(loads[1]) else loads[::-1]
-    value = _resolved(values, ranges)
+    value = _resolved(values, ranges, maps)
+    score, weight = simplify_loads(score, ranges), simplify_loads(weight, ranges)
     used = variables(query) | variables(key) | variables(score) | variables(weight)
-    rows = [a for a in whole.result.axes if a in variables(query) - variables(key)]
+    rows = _rows(whole.result, variables(query) - variables(key), used | variables(value))
     columns = [a for a in whole.result.axes if a in variables(value) - used]
-    if len(rows) != 1 or len(columns) != 1:
+    if not rows or len(columns) != 1 or (len(rows) > 1 and not maps):
         return None
+    row = max(rows, key=lambda a: whole.result.shape[whole.result.axes.index(a)])
     attention = Attention(
         whole.result.axes,
         whole.result.shape,
-        (rows[0], columns[0]),
+        (row, columns[0]),
         (whole.depth, whole.extent),
         (product.depth, product.extent),
         query,
         key,
         value,
-        (product.result.name, simplify_loads(score, ranges)),
-        (softmax.result.name, simplify_loads(weight, ranges)),
+        (product.result.name, score),
+        (softmax.result.name, weight),
     )
     names = {product.result.name, softmax.result.name, *softmax.parts, *passed, *more}
     return _Matched(attention, frozenset(names))
+
+
+def _rows(t: Compute, own: frozenset[str], used: frozenset[str]) -> list[str]:
+    """The axes that only the query follows; a single row has one that nothing follows."""
+    found = [a for a in t.axes if a in own]
+    single = [a for a, n in zip(t.axes, t.shape, strict=True) if n == 1 and a not in used]
+    return found or single[-1:]
 
 
 def _expanded(
@@ -165,20 +203,50 @@ def _moved(load: Load, t: Compute, at: Sequence[Expr]) -> Load:
     return substitute(load, dict(zip(t.axes, at, strict=True)))  # type: ignore[return-value]
 
 
-def _resolved(load: Load, ranges: Ranges) -> Load:
-    """The load behind all views."""
-    while (
-        isinstance(b := load.buffer, Compute) and b.reduction is None and isinstance(b.body, Load)
-    ):
-        load = _moved(b.body, b, load.index)
-    return simplify_loads(load, ranges)  # type: ignore[return-value]
+def _resolved(load: Load, ranges: Ranges, maps: bool) -> Expr:
+    """The load behind all views; with `maps` what cheap functions of one load make of it."""
+    e: Expr = load
+    while (behind := _behind(e, maps)) is not None:
+        e = behind
+    return simplify_loads(e, ranges)
+
+
+def _behind(e: Expr, maps: bool) -> Expr | None:
+    """The expression in terms of what its only load of more than a number is computed from."""
+    load = main_load(e)
+    if load is None or not isinstance(b := load.buffer, Compute) or b.reduction is not None:
+        return None
+    if not isinstance(b.body, Load) and not (maps and _is_cheap(b.body)):
+        return None
+    body = substitute(b.body, dict(zip(b.axes, load.index, strict=True)))
+    return rewrite(e, lambda n: body if n is load else None)  # type: ignore[return-value]
+
+
+def _is_cheap(e: Expr) -> bool:
+    nodes = [n for n in walk(e) if isinstance(n, (Apply, Cast, Select))]
+    arithmetic = all(isinstance(n, Cast) or _is_arithmetic(n) for n in nodes)
+    return arithmetic and len(nodes) <= MAX_CHEAP and main_load(e) is not None
+
+
+def _is_arithmetic(n: Node) -> bool:
+    return isinstance(n, Apply) and (n.op in CHEAP or dtype_of(n) is DType.I64)
+
+
+def _widened(e: Expr) -> Expr:
+    """The load of a half that is cast to float32; anything else as it is."""
+    match e:
+        case Cast(dtype=DType.F32, arg=Load(buffer=b) as load) if b.dtype.compute is DType.F32:
+            return load
+    return e
 
 
 def _product(t: Tensor) -> _Product | None:
     match t:
-        case Compute(reduction=r, body=Apply(op=ScalarOp.MUL, args=(Load() as x, Load() as y))):
-            if r is not None and r.op is ScalarOp.ADD and len(r.axes) == 1 and t.rank > 1:
-                return _Product(t, x, y, *r.axes[0])
+        case Compute(reduction=r, body=Apply(op=ScalarOp.MUL, args=args)):
+            x, y = map(_widened, args)
+            is_sum = r is not None and r.op is ScalarOp.ADD and len(r.axes) == 1
+            if is_sum and t.rank > 1 and isinstance(x, Load) and isinstance(y, Load):
+                return _Product(t, x, y, *r.axes[0])  # type: ignore[union-attr]
     return None
 
 
@@ -242,10 +310,10 @@ def _only_here(
     return not names & outputs and all(readers[n] <= allowed for n in names if n in readers)
 
 
-def _nest(t: Compute, a: Attention, lanes: int, is_output: bool) -> NestOutput:
+def _nest(t: Compute, a: Attention, form: Form, is_output: bool) -> NestOutput:
     strides = None if is_output else _rows_first(t, a)
     result = NestOutput(t.name, t.dtype, t.shape, strides, nest=[])
-    result.nest.append(Nest(attention_loops(a, result, lanes), (result,), "Attention", t.node))
+    result.nest.append(Nest(form.loops(a, result), (result,), "Attention", t.node))
     return result
 
 

@@ -24,6 +24,7 @@ from tilewright.loops.ir import (
     Store,
     Tile,
     Var,
+    dtype_of,
     index_const,
     rewrite,
     substitute,
@@ -56,9 +57,9 @@ class Attention:
     free: tuple[str, str]
     keys: tuple[str, int]
     depth: tuple[str, int]
-    query: Load
-    key: Load
-    value: Load
+    query: Expr
+    key: Expr
+    value: Expr
     score: tuple[str, Expr]
     weight: tuple[str, Expr]
 
@@ -97,12 +98,15 @@ class Attention:
         row, column, (key, keys), (depth, _) = self.row, self.column, self.keys, self.depth
         if 4 * self.panels(lanes) * PANEL * lanes > SCRATCH_BYTES or min(self.shape) == 0:
             return False
-        if self.extent(column) < lanes or keys == 0:
+        if self.extent(column) < lanes or keys == 0 or row not in variables(self.query):
             return False
-        if any(x.buffer.dtype is not DType.F32 for x in (self.query, self.key, self.value)):
+        query, value = self.query, self.value
+        if not isinstance(query, Load) or not isinstance(value, Load):
             return False
-        q = offset(self.query.buffer, self.query.index, self.ranges)
-        v = offset(self.value.buffer, self.value.index, self.ranges)
+        if any(dtype_of(x) is not DType.F32 for x in (query, self.key, value)):
+            return False
+        q = offset(query.buffer, query.index, self.ranges)
+        v = offset(value.buffer, value.index, self.ranges)
         even = not {row, depth} & q.nonlinear_axes() and not {key, column} & v.nonlinear_axes()
         one_use = not {key, column} & variables(self.query) and not {depth, row} & variables(
             self.value
@@ -110,9 +114,23 @@ class Attention:
         return even and one_use and v.coefficient(column) == 1
 
 
-def attention_loops(a: Attention, result: NestOutput, lanes: int) -> Stmt:
-    """The nest that fills `result`, its outer loops parallel."""
-    return _Loops(a, result, lanes, _packed_keys(a, lanes)).nest()
+@dataclass(frozen=True)
+class Form:
+    """What a target makes of an attention: which ones it takes, the loops that fill a result, and
+    whether operands may be cheap `maps` of what is in memory."""
+
+    fits: Callable[[Attention], bool]
+    loops: Callable[[Attention, NestOutput], Stmt]
+    maps: bool = False
+
+
+def by_vectors(lanes: int) -> Form:
+    """Rows of scores in scratch, their outer loops parallel, on register tiles."""
+
+    def loops(a: Attention, result: NestOutput) -> Stmt:
+        return _Loops(a, result, lanes, _packed_keys(a, lanes)).nest()
+
+    return Form(lambda a: a.fits(lanes), loops)
 
 
 def _packed_keys(a: Attention, lanes: int) -> Compute:

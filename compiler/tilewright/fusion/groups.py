@@ -17,12 +17,14 @@ from tilewright.fusion.contraction import Contraction
 from tilewright.fusion.inline import Program, label, reads_in_place
 from tilewright.fusion.sums import lies_across
 from tilewright.fusion.winograd import WinogradCompute
-from tilewright.loops.ir import Load, Var, walk
+from tilewright.loops.ir import Load, Var, strides_of, walk
 from tilewright.ops.tensor import Compute, Nest, NestOutput, Tensor, sources
 
 MAX_SERIAL_WORK = 1 << 15  # elements that one task may take on so that kernels can be fused
 MAX_ACROSS = 64  # elements of a row that lie apart and still stay in the first-level cache
 MIN_ROWS = 4  # fewer rows are too few tasks
+MANY_ROWS = 512  # for which a GPU has blocks of threads
+LONG_ROW = 1 << 16  # elements of a row that several blocks of threads should share
 
 
 @dataclass(eq=False)
@@ -55,14 +57,15 @@ class Group:
         )
 
 
-def form_groups(program: Program) -> list[Group]:
-    """Groups in an order in which they can run."""
-    return _Grouper(program).run()
+def form_groups(program: Program, side_by_side: bool = False) -> list[Group]:
+    """Groups in an order in which they can run. `side_by_side`: a machine on which what runs at
+    the same time should lie side by side in memory."""
+    return _Grouper(program, side_by_side).run()
 
 
 class _Grouper:
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, side_by_side: bool) -> None:
+        self.program, self.side_by_side = program, side_by_side
         self.output_names = {t.name for t in program.outputs}
         self.group_of: dict[str, Group] = {}
         self.groups: list[Group] = []
@@ -137,6 +140,10 @@ class _Grouper:
             return (), "it reduces over other axes"
         if self._goes_over_memory_anew(t, g, rows):
             return (), "its rows lie across memory, and each would go over all of it"
+        if self.side_by_side and _turns(t, g, rows):
+            return (), "the elements of its rows lie apart, while those of the sums do not"
+        if self.side_by_side and _has_long_rows(t, rows):
+            return (), "its rows are too few and too long for a block of threads each"
         count = int(
             np.prod([n for a, n in zip(t.axes, t.shape, strict=True) if a in rows], dtype=np.int64)
         )
@@ -189,6 +196,25 @@ class _Grouper:
 
     def _sorted(self) -> list[Group]:
         return sorted(self.groups, key=lambda g: len(self.before[id(g)]))
+
+
+def _has_long_rows(t: Compute, rows: tuple[str, ...]) -> bool:
+    """Whether blocks of threads, each with a row, would leave most of a GPU idle for long."""
+    sizes = dict(zip(t.axes, t.shape, strict=True))
+    count = prod(n for a, n in sizes.items() if a in rows)
+    return count < MANY_ROWS and t.size >= count * LONG_ROW
+
+
+def _turns(t: Compute, g: Group, rows: tuple[str, ...]) -> bool:
+    """Whether the elements of a row of t lie apart, and either are many or follow sums that go
+    along memory."""
+    first = next(m for m in g.members if m.reduction)
+    sizes = zip(t.axes, t.shape, strides_of(t), strict=True)
+    found = [(step, axis, n) for axis, n, step in sizes if n > 1]
+    inner = [n for _, axis, n in found if axis not in rows]
+    if not inner or min(found)[1] not in rows:
+        return False
+    return prod(inner) > MAX_ACROSS or not lies_across(first)
 
 
 def _alone(t: Compute, contraction: Contraction | None) -> Group:

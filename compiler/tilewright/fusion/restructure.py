@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tilewright.dtypes import DType
-from tilewright.fusion.attention import find_attention
+from tilewright.fusion.attention import find_attention, readers_of
+from tilewright.fusion.attention_loops import by_vectors
 from tilewright.fusion.bytes import products_of_bytes
 from tilewright.fusion.convolution import Convolution, find_convolution
 from tilewright.fusion.decide import Pick, Point, by_cost_model
@@ -78,9 +79,10 @@ def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     done: dict[str, Tensor] = {}
     splits = Splits()
     order = topological(outputs)
-    readers = _readers(order)
+    readers = readers_of(order)
     names = frozenset(t.name for t in outputs)
     whole: dict[str, Compute] = {}
+    form = by_vectors(means.lanes[FLOAT_BITS])
     for t in order:
         current = _reading_whole(renewed(t, done), whole)
         if t.name not in names:
@@ -92,18 +94,10 @@ def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
             current = _as_float(made, current)
             whole[current.name] = made
         c = find_convolution(current)
-        attention = find_attention(current, readers, names, means.lanes[FLOAT_BITS])
+        attention = find_attention(current, readers, names, form)
         done[t.name] = attention or (c and _choose(c, means)) or current
         splits.note(done[t.name])
     return [done[t.name] for t in outputs]
-
-
-def _readers(order: Sequence[Tensor]) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {t.name: set() for t in order}
-    for t in order:
-        for s in sources(t):
-            found[s.name].add(t.name)
-    return {name: frozenset(reading) for name, reading in found.items()}
 
 
 def _as_float(made: Compute, old: Tensor) -> Compute:

@@ -50,7 +50,7 @@ def split_sums(program: Program) -> Program:
             parts = _parts(current)
             if parts is not None:
                 program.checked[parts.name] = program.checked.pop(t.name, ())
-                parts, wide = _widened(parts)
+                parts, wide = widened(parts)
                 order += [*wide, parts]
                 current = _whole(current, parts)
         done[t.name] = current
@@ -67,7 +67,7 @@ def split_sums(program: Program) -> Program:
 def lies_across(t: Compute) -> bool:
     """Whether the results of a reduction lie side by side in its main operand, and what is summed
     for one of them does not."""
-    form = _steps(t)
+    form = steps_of(t)
     if t.reduction is None or not form:
         return False
     return any(form[a] == 1 for a in t.axes) and not any(form[a] == 1 for a, _ in t.reduction.axes)
@@ -118,7 +118,7 @@ def _edges(body: Expr, axis: str, extent: int) -> list[int]:
     return edges
 
 
-def _steps(t: Compute) -> Mapping[str, int]:
+def steps_of(t: Compute) -> Mapping[str, int]:
     """How far a step of each axis goes in the main operand."""
     loads = [n for n in walk(t.body) if isinstance(n, Load)]
     if not loads or t.reduction is None:
@@ -132,10 +132,10 @@ def _parts(t: Compute) -> Compute | None:
     """The sums of parts as [part, results..., neighbours], where there is too little to do at a
     time otherwise, or where few neighbours are summed and lines of memory lie in between."""
     assert t.reduction is not None
-    summed, steps = prod(n for _, n in t.reduction.axes), _steps(t)
+    summed, steps = prod(n for _, n in t.reduction.axes), steps_of(t)
     if t.size * summed < MIN_WORK or not steps or t.exact or _is_product(t):
         return None
-    near, width = _neighbours(t, steps)
+    near, width = neighbours(t, steps)
     across = lies_across(t) or near
     tasks = -(-t.size * width // LINE) if across else t.size
     if tasks >= MIN_TASKS and not near:
@@ -175,7 +175,7 @@ def _count(extent: int) -> int:
     return next((n for n in range(most, least - 1, -1) if extent % n == 0), 1)
 
 
-def _neighbours(t: Compute, steps: Mapping[str, int]) -> tuple[str, int]:
+def neighbours(t: Compute, steps: Mapping[str, int]) -> tuple[str, int]:
     """The summed axis, and its extent, along which few elements lie side by side, those of the
     next result after them; no name if there is none."""
     assert t.reduction is not None
@@ -186,7 +186,7 @@ def _neighbours(t: Compute, steps: Mapping[str, int]) -> tuple[str, int]:
     return "", 1
 
 
-def _widened(parts: Compute) -> tuple[Compute, list[Compute]]:
+def widened(parts: Compute) -> tuple[Compute, list[Compute]]:
     """The parts, and tensors with an element for each neighbour for what they read once for
     several."""
     if parts.shape[-1] == 1:

@@ -14,6 +14,7 @@ from tilewright.errors import ExecutionError, OperatorError, TilewrightError, Un
 from tilewright.graph.fold import RANDOM
 from tilewright.graph.ir import Graph, Node
 from tilewright.graph.reference import run_reference
+from tilewright.graph.remote import RemoteArray
 from tilewright.graph.stages import HostValue, Value, is_known
 from tilewright.ops import registry
 from tilewright.ops.tensor import Compute, NeedsValue, NestOutput, Tensor, sources, stamp
@@ -94,7 +95,7 @@ def own(results: Sequence[Any], operands: Sequence[Any], views: bool = True) -> 
 
     Results that may be `views` of something are copied; those of a session never are.
     """
-    taken = [o for o in operands if isinstance(o, np.ndarray)]
+    taken = [o for o in operands if isinstance(o, (np.ndarray, RemoteArray))]
     made = []
     for result in results:
         value = _own(result, taken, views)
@@ -108,6 +109,8 @@ def _own(value: Any, taken: Sequence[Any], views: bool) -> Any:
         return [_own(v, (), views) for v in value]
     if value is None or isinstance(value, dict):
         return value
+    if isinstance(value, RemoteArray):
+        return value.copy() if any(value is other for other in taken) else value
     array = np.asarray(value, order="C")
     if array.dtype.kind in "US":
         return array.astype(object)

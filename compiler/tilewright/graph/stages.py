@@ -17,6 +17,7 @@ import numpy as np
 
 from tilewright.dtypes import from_numpy
 from tilewright.graph.ir import Array, Graph, Node
+from tilewright.graph.remote import is_array
 from tilewright.ops.tensor import Constant, Placeholder, Tensor, constant, placeholder
 
 _names = itertools.count()
@@ -236,7 +237,7 @@ def arrive(
 
 def symbol(value: Any) -> Value:
     """What specialisation sees of a value: shape and dtype of an array, or that it is none."""
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         return placeholder(value.shape, from_numpy(value.dtype), fresh_name())
     return HostValue(fresh_name(), None if value is None else UNKNOWN)
 

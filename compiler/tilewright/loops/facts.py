@@ -7,7 +7,21 @@ from collections.abc import Mapping
 
 from tilewright.dtypes import DType
 from tilewright.loops.affine import UNKNOWN, Linear, Range, Ranges, interval, linear, linear_range
-from tilewright.loops.ir import Apply, Const, Expr, Var, dtype_of
+from tilewright.loops.ir import (
+    Accumulate,
+    Apply,
+    Const,
+    Expr,
+    Load,
+    Node,
+    Select,
+    Store,
+    Var,
+    children,
+    dtype_of,
+    index_const,
+    walk,
+)
 from tilewright.loops.scalars import ScalarOp
 
 Facts = Mapping[Linear, Range]
@@ -126,6 +140,8 @@ def learn(condition: Expr, ranges: Ranges, facts: Facts) -> Facts:
     match condition:
         case Apply(op=ScalarOp.AND, args=(a, b)):
             return learn(b, ranges, learn(a, ranges, facts))
+        case Apply(op=ScalarOp.NOT, args=(a,)):
+            return unlearn(a, ranges, facts)
         case Apply(
             op=ScalarOp.LT | ScalarOp.LE | ScalarOp.GT | ScalarOp.GE | ScalarOp.EQ as op,
             args=(a, b),
@@ -133,6 +149,21 @@ def learn(condition: Expr, ranges: Ranges, facts: Facts) -> Facts:
             if dtype_of(a) is DType.I64:
                 return _learn_comparison(op, a, b, ranges, facts)
     return facts
+
+
+def unproven(s: Node, ranges: Ranges, facts: Facts) -> list[Expr]:
+    """What must hold so that the indices of a statement, choices apart, are inside their buffers,
+    as far as the facts do not say it."""
+    found: dict[Expr, None] = {}
+    if isinstance(s, (Load, Store, Accumulate)):
+        for i, n in zip(s.index, s.buffer.shape, strict=True):
+            high = bounds(i, ranges, facts)[1]
+            if high >= n and not any(isinstance(m, Load) for m in walk(i)):
+                found[Apply(ScalarOp.LT, (i, index_const(n)))] = None
+    below = (s.condition,) if isinstance(s, Select) else children(s)
+    for c in below:
+        found.update(dict.fromkeys(unproven(c, ranges, facts)))
+    return list(found)
 
 
 def unlearn(condition: Expr, ranges: Ranges, facts: Facts) -> Facts:
@@ -162,17 +193,23 @@ def _learn_comparison(op: ScalarOp, a: Expr, b: Expr, ranges: Ranges, facts: Fac
     lower = {ScalarOp.GT: low + 1, ScalarOp.GE: low, ScalarOp.EQ: low}.get(op, float("-inf"))
     old = facts.get(form, linear_range(form, ranges))
     span = max(old[0], lower), min(old[1], upper)
-    return {**facts, form: span, **_learn_dividend(form, span, ranges)}
+    known = {**facts, form: span}
+    for other, (low, high) in _learn_dividend(form, span, ranges).items():
+        old = known.get(other, (low, high))
+        known[other] = max(old[0], low), min(old[1], high)
+    return known
 
 
 def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:
     """Where x % d lies in [a, b], x lies in [d * least quotient + a, d * greatest quotient + b];
-    where rest + x // d lies in [a, b], d * rest + x lies in [d * a, d * b + d - 1]."""
-    match form.terms:
-        case ((Apply(op=ScalarOp.MOD, args=(x, Const(value=d))), 1),):
-            low, high = interval(x, ranges)
-            a, b = max(span[0] - form.constant, 0.0), min(span[1] - form.constant, float(d) - 1)
-            return {linear(x, ranges): (low // d * d + a, high // d * d + b)}
+    k * (x % d) + rest is (k * x + rest) % (k * d) if 0 <= rest < k.
+    Where rest + x // d lies in [a, b], d * rest + x lies in [d * a, d * b + d - 1]."""
+    match [(a, c) for a, c in form.terms if isinstance(a, Apply) and a.op is ScalarOp.MOD]:
+        case [(Apply(args=(x, Const(value=d))) as atom, k)] if k > 0:
+            others = tuple(t for t in form.terms if t[0] != atom)
+            least, most = linear_range(Linear(others), ranges)
+            if least >= 0 and most < k:
+                return _learn_multiple(x * k, others, int(d) * k, form.constant, span, ranges)
     quotients = [(a, c) for a, c in form.terms if _is_quotient(a)]
     match quotients:
         case [(Apply(args=(x, Const(value=d))) as atom, 1)]:
@@ -181,6 +218,22 @@ def _learn_dividend(form: Linear, span: Range, ranges: Ranges) -> Facts:
                 whole = whole if other == atom else whole + other * (c * int(d))
             return {linear(whole, ranges): (span[0] * d, span[1] * d + d - 1)}
     return {}
+
+
+def _learn_multiple(
+    whole: Expr,
+    others: tuple[tuple[Expr, int], ...],
+    d: int,
+    constant: float,
+    span: Range,
+    ranges: Ranges,
+) -> Facts:
+    """Where (whole + others) % d + constant lies in the span."""
+    for other, c in others:
+        whole = whole + other * c
+    low, high = interval(whole, ranges)
+    a, b = max(span[0] - constant, 0.0), min(span[1] - constant, float(d) - 1)
+    return {linear(whole, ranges): (low // d * d + a, high // d * d + b)}
 
 
 def _is_quotient(e: Expr) -> bool:

@@ -15,8 +15,10 @@ from tilewright.loops.ir import (
     Kernel,
     Load,
     Node,
+    Select,
     Stmt,
     Store,
+    children,
     index_const,
     strides_of,
     walk,
@@ -49,6 +51,14 @@ def accesses(node: Node) -> list[Load | Store | Accumulate]:
     return [n for n in walk(node) if isinstance(n, (Load, Store, Accumulate))]
 
 
+def always_read(node: Node) -> list[Load]:
+    """Loads below the node that happen whatever the elements are: those in no choice."""
+    if isinstance(node, Load):
+        return [node]
+    below = (node.condition,) if isinstance(node, Select) else children(node)
+    return [found for c in below for found in always_read(c)]
+
+
 def find_loop(kernel: Kernel, axis: str) -> For | None:
     """The loop over `axis`, if there is one."""
     return next((n for n in walk(kernel.body) if isinstance(n, For) and n.axis == axis), None)
@@ -71,3 +81,9 @@ def allocations(node: Node) -> list[Buffer]:
 def scratch_bytes(node: Node) -> int:
     """Memory on a task's stack for all local buffers below the node."""
     return sum(b.dtype.itemsize * prod(b.shape) for b in allocations(node))
+
+
+def main_load(node: Node) -> Load | None:
+    """The only load from a buffer of more than one element, if there is just one."""
+    found = [n for n in walk(node) if isinstance(n, Load) and prod(n.buffer.shape) > 1]
+    return found[0] if len(found) == 1 else None

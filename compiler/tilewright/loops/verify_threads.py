@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod
 from typing import NoReturn, Union
 
 from tilewright.errors import VerifyError
-from tilewright.loops.affine import Ranges, linear, simplify_index
+from tilewright.loops.affine import Range, Ranges, linear, simplify_index
+from tilewright.loops.facts import Facts, learn, linear_bounds
 from tilewright.loops.ir import (
     Accumulate,
     Alloc,
@@ -44,12 +46,13 @@ from tilewright.loops.ir import (
     Tile,
     Var,
     Wait,
+    children,
     rewrite,
     substitute,
     variables,
     walk,
 )
-from tilewright.loops.locate import axis_ranges
+from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import MONOIDS, ScalarOp
 
 WARP = 32
@@ -57,8 +60,11 @@ MAX_THREADS = 1024
 OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
 MAX_SHARED_BYTES = 227 << 10
 
+INNER = "axis "  # begins the names of axes inside of a loop over threads
+
 Element = tuple[Expr, ...]
 _Event = Union["_Phase", Barrier, Wait]
+Places = dict[Element, tuple[Range, ...]]  # with the range of each index, and of the offset
 
 
 def has_threads(kernel: Kernel) -> bool:
@@ -89,8 +95,9 @@ def verify_threads(kernel: Kernel) -> None:
 class _Phase:
     """What the threads read and write between two points at which they meet."""
 
-    reads: dict[str, set[Element]] = field(default_factory=dict)
-    writes: dict[str, set[Element]] = field(default_factory=dict)
+    reads: dict[str, Places] = field(default_factory=dict)
+    writes: dict[str, Places] = field(default_factory=dict)
+    of_one: bool = False  # a single thread does all of it
     copied: dict[str, int] = field(default_factory=dict)  # asynchronously; the stages there are
 
 
@@ -211,17 +218,17 @@ class _Checker:
                 seen = []
             if not isinstance(phase, _Phase):
                 continue
-            for before in (*seen, phase):
+            for before in (*seen, *([] if phase.of_one else [phase])):
                 self.compare(before, phase)
             seen.append(phase)
 
     def compare(self, before: _Phase, after: _Phase) -> None:
         for name, places in before.writes.items():
             for touched in (after.reads, after.writes):
-                if name in touched and not _same(places, touched[name]):
+                if name in touched and not _apart(places, touched[name]):
                     self.fail(f"{name} is used again without a barrier")
         for name, places in before.reads.items():
-            if name in after.writes and not _same(places, after.writes[name]):
+            if name in after.writes and not _apart(places, after.writes[name]):
                 self.fail(f"{name} is overwritten without a barrier")
 
 
@@ -233,18 +240,26 @@ def _chooses_one(condition: Expr, thread: str) -> bool:
     )
 
 
-def _same(a: set[Element], b: set[Element]) -> bool:
-    """Whether no two threads may meet in one element: each uses its own, or others are apart."""
-    return all(p == q or _apart(p, q) for p in a for q in b)
+def _apart(a: Places, b: Places) -> bool:
+    """Whether all accesses of a thread are to its own element, or to different parts of the
+    buffer."""
+    return all(p == q or any(map(_differ, p, q)) or _separate(a[p], b[q]) for p, q in product(a, b))
 
 
-def _apart(p: Element, q: Element) -> bool:
-    """Whether an index of both differs, whatever the axes are."""
-    return any(_differ(x, y) for x, y in zip(p, q, strict=True))
+def _separate(a: tuple[Range, ...], b: tuple[Range, ...]) -> bool:
+    """Whether an index of both has no value in common."""
+    return any(x[1] < y[0] or y[1] < x[0] for x, y in zip(a, b, strict=True))
+
+
+def _around(a: Range, b: Range) -> Range:
+    return min(a[0], b[0]), max(a[1], b[1])
 
 
 def _differ(x: Expr, y: Expr) -> bool:
-    """Whether x - y is a constant that is not 0; of remainders, no multiple of the divisor."""
+    """Whether x - y is a constant that is not 0, the same for all threads; of remainders, no
+    multiple of the divisor."""
+    if any(name.startswith(INNER) for e in (x, y) for name in variables(e)):
+        return False
     for e in (x, y):
         if isinstance(e, Apply) and e.op is ScalarOp.MOD and isinstance(e.args[1], Const):
             distance = linear(_dividend(x, e.args[1]) - _dividend(y, e.args[1]), {})
@@ -268,8 +283,9 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
             yield _phase(s, ranges)
         case For(axis=axis, kind=LoopKind.SERIAL | LoopKind.UNROLLED, body=body):
             yield from _phases(body, ranges)
-            later: Stmt = substitute(body, {axis: Var(axis) + 1})  # type: ignore[assignment]
-            yield from _phases(later, ranges)
+            if any(_is_async(n) for n in walk(body)):  # their stages tell iterations apart
+                body = substitute(body, {axis: Var(axis) + 1})  # type: ignore[assignment]
+            yield from _phases(body, ranges)
         case For(body=body) | If(body=body) | Alloc(body=body):
             yield from _phases(body, ranges)
         case Block(stmts=stmts):
@@ -278,18 +294,48 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
 
 
 def _phase(loop: For, ranges: Ranges) -> _Phase:
-    phase = _Phase()
-    names = _Names()
+    phase = _Phase(of_one=_is_of_one(loop))
     for n in walk(loop):
-        if isinstance(n, For):
-            names.number(n.axis)
-            if n.kind is LoopKind.ASYNC and isinstance(n.body, Store):
-                phase.copied[n.body.buffer.name] = n.body.buffer.shape[0]
-        if isinstance(n, (Load, Store, Accumulate)) and _is_common(n.buffer):
-            kind = phase.reads if isinstance(n, Load) else phase.writes
-            place = (names.plain(simplify_index(i, ranges)) for i in n.index)
-            kind.setdefault(n.buffer.name, set()).add(tuple(place))
+        if _is_async(n):
+            target = n.body.buffer  # type: ignore[union-attr]
+            phase.copied[target.name] = target.shape[0]  # type: ignore[union-attr]
+    names = _Names()
+    for n, facts in _accesses(loop, ranges, {}, names):
+        kind = phase.reads if isinstance(n, Load) else phase.writes
+        place = tuple(names.plain(simplify_index(i, ranges)) for i in n.index)
+        forms = *(linear(i, ranges) for i in n.index), offset(n.buffer, n.index, ranges)
+        spans = tuple(linear_bounds(f, ranges, facts) for f in forms)
+        places = kind.setdefault(n.buffer.name, {})
+        places[place] = tuple(map(_around, places.get(place, spans), spans))
     return phase
+
+
+def _accesses(
+    s: Node, ranges: Ranges, facts: Facts, names: _Names
+) -> Iterator[tuple[Load | Store | Accumulate, Facts]]:
+    """What is read and written in common memory, with what the guards around it say."""
+    if isinstance(s, For):
+        names.number(s.axis)
+    if isinstance(s, (Load, Store, Accumulate)) and _is_common(s.buffer):
+        yield s, facts
+    if isinstance(s, If):
+        yield from _accesses(s.condition, ranges, facts, names)
+        yield from _accesses(s.body, ranges, learn(s.condition, ranges, facts), names)
+        return
+    for c in children(s):
+        yield from _accesses(c, ranges, facts, names)
+
+
+def _is_of_one(loop: For) -> bool:
+    """Whether all but one of the threads do nothing."""
+    match loop.body:
+        case If(condition=Apply(op=ScalarOp.EQ, args=(Var(name=name), Const()))):
+            return name == loop.axis
+    return False
+
+
+def _is_async(n: Node) -> bool:
+    return isinstance(n, For) and n.kind is LoopKind.ASYNC
 
 
 def _is_common(b: Buffer) -> bool:
@@ -303,7 +349,7 @@ class _Names:
         self.known: dict[str, Expr] = {}
 
     def number(self, axis: str) -> None:
-        self.known[axis] = Var(f"axis {len(self.known)}")
+        self.known[axis] = Var(f"{INNER}{len(self.known)}")
 
     def plain(self, e: Expr) -> Expr:
         def rule(n: Node) -> Node | None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from tilewright.errors import ExecutionError, OperatorError
 from tilewright.graph.apply import HostFunction, own
-from tilewright.graph.ir import Array, Graph, Node, ValueInfo
+from tilewright.graph.ir import Graph, Node, ValueInfo
+from tilewright.graph.remote import RemoteArray, on_host
 
 Body = Callable[[Sequence[Any]], list[Any]]
 """A graph as a function of its inputs and of what it captures."""
@@ -49,7 +50,7 @@ def _if(node: Node, body: Callable[[Graph], Body]) -> _Run:
 
 
 def _truth(node: Node, value: Any) -> bool:
-    array = np.asarray(value)
+    array = np.asarray(on_host(value, "a condition", f"node {node.label} decides on the host"))
     if array.size != 1:
         raise ExecutionError(f"node {node.label}: the condition has {array.size} elements, not one")
     return bool(array.item())
@@ -61,7 +62,7 @@ def _loop(node: Node, body: Callable[[Graph], Body]) -> _Run:
 
     def run(operands: list[Any], captured: list[Any]) -> list[Any]:
         trips, condition, *state = (*operands, None, None)[: max(len(operands), 2)]
-        limit = None if trips is None else int(np.asarray(trips).item())
+        limit = None if trips is None else _trips(node, trips)
         going = condition is None or _truth(node, condition)
         stacks: list[list[Any]] = [[] for _ in graph.outputs[1 + len(state) :]]
         step = 0
@@ -79,20 +80,27 @@ def _loop(node: Node, body: Callable[[Graph], Body]) -> _Run:
     return run
 
 
-def _stacked(node: Node, items: list[Any], info: ValueInfo, axis: int = 0) -> Array:
+def _trips(node: Node, value: Any) -> int:
+    reason = f"node {node.label} counts on the host"
+    return int(np.asarray(on_host(value, "a number of trips", reason)).item())
+
+
+def _stacked(node: Node, items: list[Any], info: ValueInfo, axis: int = 0) -> Any:
     """The items along a new axis; with no items, what the body declares, with extent 0."""
     if not items:
         shape = [d if isinstance(d, int) else 0 for d in info.shape or ()]
         return np.zeros(
             (*shape[:axis], 0, *shape[axis:]), info.dtype.numpy if info.dtype else np.float32
         )
-    try:
-        return np.stack(items, axis)
-    except ValueError:
+    if len({i.shape for i in items}) > 1:
         shapes = sorted({i.shape for i in items})
         raise ExecutionError(
             f"node {node.label}: scan output {info.name!r} has several shapes: {shapes}"
-        ) from None
+        )
+    if axis == 0 and all(isinstance(i, RemoteArray) for i in items):
+        return items[0].stacked(items[1:])
+    reason = f"node {node.label} puts what its steps return together on the host"
+    return np.stack([on_host(i, f"value {info.name!r}", reason) for i in items], axis)
 
 
 def _scan(node: Node, body: Callable[[Graph], Body]) -> _Run:
@@ -128,14 +136,19 @@ def _scan(node: Node, body: Callable[[Graph], Body]) -> _Run:
     return run
 
 
-def _slices(node: Node, array: Array, axis: int, backward: int) -> list[Array]:
-    """Copies of the slices of an array along the axis, in scan order."""
+def _slices(node: Node, array: Any, axis: int, backward: int) -> list[Any]:
+    """The slices of an array along the axis, in scan order, each as an array of its own."""
     if not -array.ndim <= axis < array.ndim:
         raise ExecutionError(
             f"node {node.label}: scan axis {axis} of an array of rank {array.ndim}"
         )
-    front = np.moveaxis(array, axis, 0)
-    slices = [front[i, ...].copy("C") for i in range(len(front))]
+    slices: list[Any]
+    if isinstance(array, RemoteArray) and axis % array.ndim == 0:
+        slices = list(array.rows())
+    else:
+        array = on_host(array, "a sequence", f"node {node.label} takes it apart on the host")
+        front = np.moveaxis(array, axis, 0)
+        slices = [front[i, ...].copy("C") for i in range(len(front))]
     return slices[::-1] if backward else slices
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from tilewright.dtypes import DType, from_numpy
 from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, ValueInfo
+from tilewright.graph.remote import RemoteArray, is_array
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 
@@ -23,10 +24,16 @@ def is_ready(value: Any) -> bool:
     return flags.c_contiguous and flags.aligned
 
 
-def read_inputs(infos: Sequence[ValueInfo], feeds: Mapping[str, Any]) -> list[Any]:
+RemoteReader = Callable[[str, Any], RemoteArray | None]
+"""From the name and value of an input to an array on the device, if the value is there."""
+
+
+def read_inputs(
+    infos: Sequence[ValueInfo], feeds: Mapping[str, Any], remote: RemoteReader | None = None
+) -> list[Any]:
     """The values of the inputs, in order: arrays that a session can read, lists and None."""
     _check_names([i.name for i in infos], feeds)
-    values = [read_value(i, feeds[i.name]) for i in infos]
+    values = [read_value(i, feeds[i.name], remote) for i in infos]
     _check_symbols(infos, values)
     return values
 
@@ -43,7 +50,7 @@ def _check_names(wanted: Sequence[str], given: Iterable[str]) -> None:
     raise InputError(f"{'; '.join(parts)}. The inputs are {', '.join(map(repr, wanted)) or 'none'}")
 
 
-def read_value(info: ValueInfo, value: Any) -> Any:
+def read_value(info: ValueInfo, value: Any, remote: RemoteReader | None = None) -> Any:
     """One value as a session reads it, in place if that is possible."""
     match info.kind:
         case "sequence":
@@ -52,7 +59,9 @@ def read_value(info: ValueInfo, value: Any) -> Any:
             return None if value is None else _sequence(info, value)
         case "map":
             return value
-    array = _array(info, value)
+    array = (remote(info.name, value) if remote else None) or _array(info, value)
+    if isinstance(array, RemoteArray):
+        _check_dtype(info, array.dtype)
     if info.shape is not None:
         _check_shape(info.name, info.shape, array.shape)
     return array
@@ -77,11 +86,13 @@ def _array(info: ValueInfo, value: Any) -> Array:
     else:
         raise InputError(f"input {info.name!r} must be an array, not {_kind(value)}")
     array = _normal(info, array)
-    if info.dtype is not None and array.dtype != info.dtype.numpy:
-        raise InputError(
-            f"input {info.name!r} must have dtype {info.dtype.numpy}, but has {array.dtype}"
-        )
+    _check_dtype(info, array.dtype)
     return array if is_ready(array) else array.copy("C")
+
+
+def _check_dtype(info: ValueInfo, dtype: np.dtype[Any]) -> None:
+    if info.dtype is not None and dtype != info.dtype.numpy:
+        raise InputError(f"input {info.name!r} must have dtype {info.dtype.numpy}, but has {dtype}")
 
 
 def _normal(info: ValueInfo, array: Array) -> Array:
@@ -146,7 +157,7 @@ def _check_symbols(infos: Sequence[ValueInfo], values: Sequence[Any]) -> None:
     """One symbol means one size in all inputs."""
     seen: dict[str, tuple[int, str]] = {}
     for info, value in zip(infos, values, strict=True):
-        if not isinstance(value, np.ndarray) or info.kind == "sequence":
+        if not is_array(value) or info.kind == "sequence":
             continue
         for dim, size in zip(info.shape or (), value.shape, strict=False):
             if isinstance(dim, str):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 
 from tilewright.errors import InputError
 from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
+from tilewright.graph.remote import RemoteArray
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
-from tilewright.runtime.ceilings import ceilings_for, known_ceilings
 from tilewright.runtime.inputs import read_inputs, show_shape
 from tilewright.runtime.profile import Profile, profile
 from tilewright.runtime.report import Report, kernels_of, report_stages
 from tilewright.runtime.session import Session, Workshop
+
+MOST_NAMED = 5  # nodes in a message
 
 Shapes = Mapping[str, Sequence[int] | Array]
 
@@ -59,12 +62,14 @@ class CompiledModel:
     def __init__(self, graph: Graph, workshop: Workshop, log: SimplifyLog) -> None:
         self._graph = graph
         self._workshop = workshop
+        self._port = workshop.port
         self._log = log
         self._lock = threading.Lock()
         self._sessions: dict[frozenset[str], Session] = {}
         self._names = [i.name for i in graph.inputs]
         self._required = [n for n in self._names if n not in graph.defaults]
         self._places = tuple(enumerate(o.name for o in graph.outputs))
+        self._warned = False
         self._main = self._session(frozenset())
 
     @property
@@ -77,13 +82,19 @@ class CompiledModel:
         """What `run` returns."""
         return tuple(_spec(o) for o in self._graph.outputs)
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Any], *, stream: Any = None) -> dict[str, Any]:
         """The outputs by name, for inputs by name; inputs with a default may be left out.
+
+        On a GPU the work goes into `stream` (a number, or a stream of PyTorch, CuPy or Numba), by
+        default the current one of the library that arrays on the device come from. Where an input
+        is on the device, outputs stay there and the call does not wait for them.
 
         Raises InputError if the feeds do not fit, OperatorError if the model cannot be applied to
         these shapes, and ExecutionError for bad data (an index out of range ...).
         """
-        outputs = self._run(feeds)
+        outputs = (
+            self._run(feeds, stream) if self._port or stream is not None else self._compute(feeds)
+        )
         return {name: outputs[k] for k, name in self._places}
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
@@ -91,7 +102,7 @@ class CompiledModel:
         if len(arrays) > len(self._names):
             raise InputError(f"{len(arrays)} inputs given, the model has {len(self._names)}")
         if not named and len(arrays) == len(self._names) == len(self._required):
-            outputs = self._run_seen(arrays)
+            outputs = self._run_seen(arrays) if self._port is None else None
             if outputs is None:
                 outputs = self._run(dict(zip(self._names, arrays, strict=True)))
         else:
@@ -114,12 +125,13 @@ class CompiledModel:
 
     def explain(self) -> Report:
         """How the model runs for the signatures seen so far, and why so."""
-        log = self._log
+        log, port = self._log, self._port
         return Report(
             self._graph.name,
             tuple(log.applied),
             tuple(log.unfolded.items()),
-            report_stages(self._all_sessions(), known_ceilings(self._workshop.options)),
+            report_stages(self._all_sessions(), self._workshop.known_ceilings()),
+            port.crossings.seen() if port else (),
         )
 
     @property
@@ -143,16 +155,53 @@ class CompiledModel:
         Medians of at least five runs, of up to fifty while `seconds` last. The first profile on a
         machine measures the machine, which takes a second.
         """
-        session, values = self._read(feeds)
         return profile(
             self._graph.name,
-            lambda: session.run(values),
+            self._whole_call(feeds),
             lambda: [g for s in self._all_sessions() for g in s.segments()],
-            lambda: ceilings_for(self._workshop.options),
+            self._workshop.ceilings,
             seconds,
         )
 
-    def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def _whole_call(self, feeds: Mapping[str, Any]) -> Callable[[], object]:
+        """A call to measure: its inputs checked before, its work on a device done at the end."""
+        port = self._port
+        if port is None:
+            session, values = self._read(feeds)
+            return lambda: session.run(values)
+
+        def call() -> None:
+            with port.call(list(feeds.values()), None):
+                self._run(feeds)
+                port.device.finish()
+
+        return call
+
+    def _run(self, feeds: Mapping[str, Any], stream: Any = None) -> list[Any]:
+        port = self._port
+        if port is None:
+            if stream is not None:
+                raise InputError("only models for a GPU run in a stream")
+            return self._compute(feeds)
+        with port.call(list(feeds.values()), stream) as stays:
+            outputs = self._compute({n: port.read(n, v) or v for n, v in feeds.items()})
+            self._warn_of_host()
+            return [port.deliver(name, outputs[k], stays) for k, name in self._places]
+
+    def _warn_of_host(self) -> None:
+        """Says it once, if the GPU has nothing to do although nodes are computed."""
+        hosted = self._workshop.hosted
+        if hosted and not self._workshop.makes_kernels and not self._warned:
+            self._warned = True
+            nodes = ", ".join(hosted[:MOST_NAMED]) + (" ..." if len(hosted) > MOST_NAMED else "")
+            warnings.warn(
+                f"no part of {self._graph.name!r} runs on the GPU: the host computes {nodes}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _compute(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """The outputs, where they are."""
         if len(feeds) == len(self._required):
             outputs = self._run_seen([feeds.get(n) for n in self._required])
             if outputs is not None:
@@ -166,17 +215,18 @@ class CompiledModel:
         """
         key = []
         for value in values:
-            if type(value) is not np.ndarray:
-                return None
-            flags = value.flags  # made anew by every access
-            if not (flags.c_contiguous and flags.aligned):
+            if type(value) is np.ndarray:
+                flags = value.flags  # made anew by every access
+                if not (flags.c_contiguous and flags.aligned):
+                    return None
+            elif not isinstance(value, RemoteArray):
                 return None
             key.append((value.dtype, value.shape))
         segment = self._main.roots.get(tuple(key))
         if segment is None:
             return None
         segment.touch()
-        if segment.runner is not None and segment.direct:
+        if segment.runner is not None and segment.direct and self._port is None:
             return segment.runner.run(values)
         return self._main.run_from(segment, values)
 
@@ -184,7 +234,8 @@ class CompiledModel:
         """The feeds checked, and the session in which missing defaults are constants."""
         overridden = frozenset(n for n in self._graph.defaults if n in feeds)
         session = self._session(overridden)
-        return session, read_inputs(session.graph.inputs, feeds)
+        port = self._port
+        return session, read_inputs(session.graph.inputs, feeds, port.read if port else None)
 
     def _session(self, overridden: frozenset[str]) -> Session:
         with self._lock:

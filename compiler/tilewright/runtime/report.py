@@ -10,6 +10,7 @@ from typing import Any
 from tilewright.graph.stages import Finish, HostStep, NeedValue
 from tilewright.ops.tensor import Placeholder
 from tilewright.runtime.ceilings import Ceilings
+from tilewright.runtime.crossings import Crossing
 from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session
 
@@ -33,13 +34,15 @@ class StageReport:
 class Report:
     """How a model runs for the signatures seen: `str()` for people, `to_json()` for programs.
 
-    `rewrites` are (rule, node) of the import, `kept` the nodes it might have folded and why not.
+    `rewrites` are (rule, node) of the import, `kept` the nodes it might have folded and why not;
+    `crossings` is what calls have copied between the host and a GPU, and why.
     """
 
     model: str
     rewrites: tuple[tuple[str, str], ...]
     kept: tuple[tuple[str, str], ...]
     stages: tuple[StageReport, ...]
+    crossings: tuple[Crossing, ...] = ()
 
     @property
     def fallbacks(self) -> tuple[StageReport, ...]:
@@ -56,6 +59,10 @@ class Report:
             lines.append(f"rewritten on import: {_counted(rule for rule, _ in self.rewrites)}")
         for number, stage in enumerate(self.stages):
             lines.extend(_stage_lines(number, stage))
+        if self.crossings:
+            total = sum(c.nbytes * c.times for c in self.crossings)
+            lines.append(f"copied between host and device so far, {total:,} bytes in all:")
+            lines.extend(f"  {c}" for c in self.crossings)
         return "\n".join(lines)
 
 

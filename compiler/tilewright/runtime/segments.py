@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 
 from tilewright.graph.ir import Array
+from tilewright.graph.remote import is_array
 from tilewright.graph.stages import Finish, NeedValue, Stage
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Placeholder, Tensor
 
 Step = Callable[[dict[str, Any]], list[Any]]
 """A host step: from the values of the call to results, in the order of the node's outputs."""
+
+Origin = tuple[str, str]
+"""What the model calls a value, and who may have put it into the host's memory."""
 
 PLAIN_KEY_BYTES = 4096  # values up to this size are keys as they are, larger ones by a digest
 
@@ -40,16 +44,26 @@ class Runner(Protocol):
     def nbytes(self) -> int:
         """Memory that is held between runs."""
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """The outputs for C-contiguous arrays, one to an input."""
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """The outputs for arrays where the target has them, one to an input: C-contiguous NumPy
+        arrays, or arrays on a device."""
 
 
 @runtime_checkable
 class Timed(Protocol):
     """A Runner that can say how long its kernels take."""
 
-    def timed(self, arrays: Sequence[Array]) -> tuple[list[Array], list[float]]:
+    def timed(self, arrays: Sequence[Any]) -> tuple[list[Any], list[float]]:
         """The outputs of a run, and the seconds that each kernel took in it."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A Runner whose arrays must be on a device, those that it does not use apart."""
+
+    @property
+    def used(self) -> Sequence[bool]:
+        """Which inputs kernels read."""
 
 
 class Evaluation:
@@ -70,8 +84,15 @@ class Evaluation:
         return [np.array(env[t.name], order="C") for t in self._outputs]
 
 
+class Children(dict[Hashable, "Segment"]):
+    """Segments by what leads to them; each knows its `Children`, but does not keep them."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Segment:
-    """One stage, ready to run: `arrivals` are the names of what the cut above brought."""
+    """One stage, ready to run: `arrivals` are the names of what the cut above brought,
+    `origins` tell of all values that a run holds here where they come from."""
 
     __slots__ = (
         "__weakref__",
@@ -83,6 +104,7 @@ class Segment:
         "keep",
         "key",
         "needs",
+        "origins",
         "parent",
         "passes",
         "reads",
@@ -92,6 +114,7 @@ class Segment:
         "stage",
         "step",
         "used",
+        "wanted",
     )
 
     def __init__(
@@ -101,23 +124,26 @@ class Segment:
         step: Step | None,
         arrivals: Sequence[str | None],
         seconds: float,
+        origins: Mapping[str, Origin],
     ) -> None:
         self.stage = stage
         self.runner = runner
         self.step = step
         self.arrivals = tuple(arrivals)
         self.seconds = seconds
+        self.origins = origins
         # Pairs of place and name, for loops that a short call has no time to zip.
         self.brings = tuple((k, n) for k, n in enumerate(arrivals) if n is not None)
         self.computes = tuple(enumerate(stage.names))
         self.reads = tuple(i.name for i in stage.inputs)
+        self.wanted = tuple(runner.used) if isinstance(runner, Placed) else ()
         self.keep = stage.rest.names
         self.needs = stage.cut.name if isinstance(stage.cut, NeedValue) else None
         self.returns = self._returned()
         self.direct = runner is not None and self._is_direct()
         self.passes = self._passed()
-        self.children: dict[Hashable, Segment] = {}
-        self.parent: dict[Hashable, Segment] = {}
+        self.children = Children()
+        self.parent: Callable[[], Children | None] = Children
         self.key: Hashable = None
         self.used = 0
 
@@ -166,9 +192,9 @@ class Segment:
             waiting.extend(reversed(list(segment.children.values())))
 
 
-def attach(children: dict[Hashable, Segment], key: Hashable, child: Segment) -> Segment:
+def attach(children: Children, key: Hashable, child: Segment) -> Segment:
     """Makes `child` reachable under the key; it can be dropped again."""
-    child.parent, child.key = children, key
+    child.parent, child.key = ref(children), key
     children[key] = child
     child.touch()
     return child
@@ -191,7 +217,9 @@ class Budget:
             if not leaves:
                 return
             oldest = min(leaves, key=lambda s: s.used)
-            oldest.parent.pop(oldest.key, None)
+            siblings = oldest.parent()
+            if siblings is not None:
+                siblings.pop(oldest.key, None)
             self._segments.discard(oldest)
             self.dropped += 1
             total -= oldest.nbytes
@@ -203,7 +231,7 @@ class Budget:
 
 def signature(values: Sequence[Any]) -> Hashable:
     """What a stage is specialised on: dtype and shape of an array, the kind of anything else."""
-    return tuple([(v.dtype, v.shape) if isinstance(v, np.ndarray) else type(v) for v in values])
+    return tuple([(v.dtype, v.shape) if is_array(v) else type(v) for v in values])
 
 
 def value_key(array: Array) -> Hashable:

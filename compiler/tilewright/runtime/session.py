@@ -14,14 +14,15 @@ import numpy as np
 from tilewright.errors import ExecutionError
 from tilewright.graph.apply import HostFunction, host_function, points
 from tilewright.graph.ir import Array, Graph
+from tilewright.graph.remote import RemoteArray, on_host
 from tilewright.graph.specialize import Specializer
 from tilewright.graph.stages import (
     Finish,
     HostStep,
     Known,
+    NeedValue,
     Output,
     Ref,
-    Stage,
     State,
     Value,
     arrive,
@@ -29,10 +30,15 @@ from tilewright.graph.stages import (
 )
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options
+from tilewright.runtime.ceilings import Ceilings, ceilings_for, known_ceilings
 from tilewright.runtime.control import control_function
+from tilewright.runtime.cuda.ceilings import DeviceCeilings
+from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.segments import (
     Budget,
+    Children,
     Evaluation,
+    Origin,
     Runner,
     Segment,
     attach,
@@ -40,17 +46,32 @@ from tilewright.runtime.segments import (
     value_key,
 )
 
+CONSTANT: Origin = ("a constant", "it is known when the model is specialised")
 EVALUATE_LIMIT = 1 << 16  # points of a constant that are computed without making a kernel
 
 Planner = Callable[[Sequence[Placeholder], Sequence[Tensor]], Runner]
 
 
 class Workshop:
-    """What the sessions of one model share: options, maker of plans, memory budget and lock."""
+    """What the sessions of one model share: options, maker of plans, memory budget and lock.
 
-    def __init__(self, options: Options, planner: Planner) -> None:
+    `port` is the way to the device that the plans run on, if they do not run on the host, and
+    `ceilings` are that device's.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        planner: Planner,
+        port: Port | None = None,
+        ceilings: DeviceCeilings | None = None,
+    ) -> None:
         self.options = options
         self.planner = planner
+        self.port = port
+        self._ceilings = ceilings
+        self.hosted: list[str] = []  # nodes that the host computes
+        self.makes_kernels = False
         self.budget = Budget(options.plan_bytes)
         self.lock = threading.RLock()
         self._sessions: WeakValueDictionary[Hashable, Session] = WeakValueDictionary()
@@ -67,7 +88,15 @@ class Workshop:
         """The elements of constant tensors."""
         small = points(tensors, EVALUATE_LIMIT) <= EVALUATE_LIMIT
         runner = Evaluation((), tensors) if small else self.planner((), tensors)
-        return runner.run(())
+        return [on_host(v, *CONSTANT) for v in runner.run(())]
+
+    def ceilings(self) -> Ceilings:
+        """What the processor that the plans run on can do at most."""
+        return self._ceilings() if self._ceilings else ceilings_for(self.options)
+
+    def known_ceilings(self) -> Ceilings | None:
+        """The same, if it has been measured."""
+        return self._ceilings.known if self._ceilings else known_ceilings(self.options)
 
     def sessions(self) -> Iterator[Session]:
         """The sessions of nested graphs that are in use."""
@@ -88,7 +117,7 @@ class Session:
         self.workshop = workshop
         self.outer = dict(outer or {})  # held, because sessions are found by the identity of these
         self.captured = tuple(captured)
-        self.roots: dict[Hashable, Segment] = {}
+        self.roots = Children()
         self._specializer: Specializer | None = None
 
     def run(self, values: Sequence[Any]) -> list[Any]:
@@ -102,7 +131,7 @@ class Session:
         """The same, from the first segment for values like these."""
         if segment.direct:
             assert segment.runner is not None
-            return segment.runner.run(values)
+            return segment.runner.run(self._placed(segment, values))
         if segment.passes is not None:
             return [copied(values[k]) for k in segment.passes]
         held = {n: values[k] for k, n in segment.brings}
@@ -126,7 +155,9 @@ class Session:
             with self.workshop.lock:
                 found = self.roots.get(key)
                 if found is None:
-                    made = self._make(*self.specializer.start(values))
+                    names = [i.name for i in self.graph.inputs] + list(self.captured)
+                    origins = [(f"input {n!r}", "the caller has it on the host") for n in names]
+                    made = self._make(*self.specializer.start(values), origins, {})
                     found = attach(self.roots, key, made)
         found.touch()
         return found
@@ -150,12 +181,27 @@ class Session:
         self._compute(segment, held)
         if segment.step is not None:
             return segment.step(held)
-        assert segment.needs is not None
-        return [held[segment.needs]]
+        assert segment.needs is not None and isinstance(segment.stage.cut, NeedValue)
+        name = segment.origins.get(segment.needs, ("a computed value", ""))[0]
+        return [on_host(held[segment.needs], name, segment.stage.cut.reason)]
+
+    def _placed(self, segment: Segment, values: Sequence[Any]) -> Sequence[Any]:
+        """The values that a plan reads, where it can read them."""
+        port = self.workshop.port
+        if port is None or not segment.wanted:
+            return values
+        origin = segment.origins.get
+        return [
+            port.upload(v, *origin(n, CONSTANT)) if used and isinstance(v, np.ndarray) else v
+            for n, v, used in zip(segment.reads, values, segment.wanted, strict=True)
+        ]
 
     def _compute(self, segment: Segment, held: dict[str, Any]) -> None:
         if segment.runner is not None:
-            outputs = segment.runner.run([held[n] for n in segment.reads])
+            arrays = self._placed(segment, [held[n] for n in segment.reads])
+            if self.workshop.port is not None:
+                held.update(zip(segment.reads, arrays, strict=True))  # they cross once
+            outputs = segment.runner.run(arrays)
             for k, n in segment.computes:
                 held[n] = outputs[k]
 
@@ -167,23 +213,37 @@ class Session:
             with self.workshop.lock:
                 found = segment.children.get(key)
                 if found is None:
-                    found = segment.adopt(key, self._follow(segment.stage, arrived))
+                    found = segment.adopt(key, self._follow(segment, arrived))
         found.touch()
         return found
 
-    def _follow(self, stage: Stage, arrived: Sequence[Any]) -> Segment:
-        cut = stage.cut
-        if isinstance(cut, HostStep):
-            return self._make(*arrive(stage.rest, cut.slots, arrived))
-        return self._make(give_value(stage, arrived[0].copy()), [None])
+    def _follow(self, segment: Segment, arrived: Sequence[Any]) -> Segment:
+        stage, cut = segment.stage, segment.stage.cut
+        known = segment.origins
+        if not isinstance(cut, HostStep):
+            return self._make(give_value(stage, arrived[0].copy()), [None], [("", "")], known)
+        why = f"node {cut.node.label} makes it on the host"
+        origins = [(f"value {n!r}", why) for n in cut.node.outputs]
+        return self._make(*arrive(stage.rest, cut.slots, arrived), origins, known)
 
-    def _make(self, state: State, arrivals: Sequence[str | None]) -> Segment:
+    def _make(
+        self,
+        state: State,
+        arrivals: Sequence[str | None],
+        origins: Sequence[Origin],
+        known: Mapping[str, Origin],
+    ) -> Segment:
         """Specialises and compiles the stage that begins at the state."""
         start = time.perf_counter()
         stage = self.specializer.stage(state)
         runner = self.workshop.planner(stage.inputs, stage.outputs) if stage.outputs else None
         step = self._step(stage.cut) if isinstance(stage.cut, HostStep) else None
-        made = Segment(stage, runner, step, arrivals, time.perf_counter() - start)
+        self.workshop.makes_kernels |= runner is not None and bool(runner.kernels)
+        if isinstance(stage.cut, HostStep) and stage.cut.kind != "control":
+            self.workshop.hosted.append(stage.cut.node.label)
+        held = {n: o for n, o in known.items() if n in state.names}
+        held.update((n, o) for n, o in zip(arrivals, origins, strict=False) if n is not None)
+        made = Segment(stage, runner, step, arrivals, time.perf_counter() - start, held)
         self.workshop.budget.add(made)
         if self.workshop.options.debug >= 2:
             _trace(made)
@@ -193,10 +253,14 @@ class Session:
         """A host step as a function of the values that a call holds."""
         function = self._function(cut)
         operands = (*cut.operands, *cut.captured.values())
-        wanted = len(cut.slots)
+        names = [f"value {n!r}" for n in (*cut.node.inputs, *cut.captured)]
+        wanted, why = len(cut.slots), f"node {cut.node.label} runs on the host"
 
         def step(held: dict[str, Any]) -> list[Any]:
-            results = function([_fetch(o, held) for o in operands])
+            values = [_fetch(o, held) for o in operands]
+            if cut.kind != "control":  # the graphs inside of one take what is on the device
+                values = [on_host(v, n, why) for v, n in zip(values, names, strict=False)]
+            results = function(values)
             if len(results) < wanted:
                 raise ExecutionError(
                     f"node {cut.node.label} has {len(results)} results, {wanted} are named"
@@ -239,7 +303,7 @@ def copied(value: Any) -> Any:
     """The value in memory of its own."""
     if isinstance(value, list):
         return [copied(v) for v in value]
-    return value.copy() if isinstance(value, np.ndarray) else value
+    return value.copy() if isinstance(value, (np.ndarray, RemoteArray)) else value
 
 
 def _trace(segment: Segment) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tilewright.errors import ScheduleError
+from tilewright.errors import ScheduleError, VerifyError
 from tilewright.loops.ir import Const, Kernel
 from tilewright.loops.locate import find_loop, outer_loops
 from tilewright.schedule.directives import Bind, Directive, Merge, schedule
@@ -22,6 +22,14 @@ class Builder:
         except ScheduleError:
             return False
         return True
+
+    def attempt_if_shown(self, directive: Directive) -> bool:
+        """As `attempt`, for a directive that numbers the elements of several loops anew: not where
+        interval analysis cannot follow its indices through quotients and remainders."""
+        try:
+            return self.attempt(directive)
+        except VerifyError:
+            return False
 
     @property
     def axes(self) -> list[str]:

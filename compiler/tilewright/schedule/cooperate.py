@@ -193,23 +193,30 @@ class _Cooperation:
         """What one thread does with its elements of a row."""
         count, lanes, width = prod(n for _, n in axes), self.how.lanes, self.how.width
         vector = lanes if count % lanes == 0 else 1
-        if vector != lanes and any(len(b.shape) == 3 for b in self.used(leaf)):
+        in_registers = any(len(b.shape) == 3 for b in self.used(leaf))
+        if vector != lanes and in_registers:
             raise ScheduleError(f"{self.how}: {count} elements are no whole vectors")
-        steps = -(-count // (width * vector))
         step, part = f"{axes[0][0]}_step", f"{axes[0][0]}_lane"
         group: Expr = Var(step) * width + self.lane
-        element = group * vector + Var(part) if vector > 1 else group
-        body: Stmt = self.at_home(leaf, (Var(step), Var(part) if vector > 1 else index_const(0)))
-        body = substitute(body, unflattened(axes, element))  # type: ignore[assignment]
+        body = self.moved(axes, leaf, group * vector + Var(part) if vector > 1 else group, part)
         if vector > 1:
             loop = For(part, index_const(vector), body, baked=True)
+            steps = -(-count // (width * vector))
             body = by_vectors(loop, self.ranges(steps, step, part, vector))
+            if body is loop and not in_registers:  # else neighbouring threads read side by side
+                vector, body = 1, self.moved(axes, leaf, group, part)
+        steps = -(-count // (width * vector))
         if count % (width * vector):
             body = If(group < count // vector, body)
-        in_registers = any(len(b.shape) == 3 for b in self.used(leaf))
         if steps == 1:
             return substitute(body, {step: index_const(0)})  # type: ignore[return-value]
         return For(step, index_const(steps), body, baked=in_registers)
+
+    def moved(self, axes: Sequence[tuple[str, int]], leaf: Stmt, element: Expr, part: str) -> Stmt:
+        """The statement of an element of a row, by the element's number."""
+        step = Var(f"{axes[0][0]}_step")
+        own = Var(part) if part in variables(element) else index_const(0)
+        return substitute(self.at_home(leaf, (step, own)), unflattened(axes, element))  # type: ignore[return-value]
 
     def ranges(
         self, steps: int, step: str, part: str, vector: int

@@ -55,7 +55,7 @@ def choose_schedule(lowered: Lowered, limits: TileLimits, pick: Pick = by_cost_m
         _reduce(builder, limits)
     else:
         _map(builder)
-    _bake_windows(builder)
+    bake_windows(builder)
     return builder.kernel
 
 
@@ -237,7 +237,7 @@ def _height(extent: int, most: int) -> int:
     return min(_heights(extent, most), key=lambda h: (-(-extent // h) * (h + BLOCK_OVERHEAD), -h))
 
 
-def _bake_windows(builder: Builder) -> None:
+def bake_windows(builder: Builder) -> None:
     """Print small summed extents as literals."""
     for n in list(walk(builder.kernel.body)):
         if (

@@ -83,6 +83,8 @@ class MmaTile:
         product = find_product(kernel)
         if product is None:
             raise ScheduleError(f"{self}: the kernel is no sum of products")
+        if prod(n for _, n in product.depth) <= self.depth:
+            raise ScheduleError(f"{self}: the sum is too short to copy ahead")
         sides = tuple(_side(f, product) for f in (product.a, product.b))
         for s in sides:
             if s is None or self.depth * s.dtype.itemsize % DEPTH_BYTES:

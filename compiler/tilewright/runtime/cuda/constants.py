@@ -34,6 +34,7 @@ class DeviceConstants:
         stored = _in_memory_order(t)
         memory = self._device.allocate(max(stored.nbytes, 1))
         self._device.write(memory.address, stored)
+        self._device.finish()  # other streams use it too
         return memory
 
 

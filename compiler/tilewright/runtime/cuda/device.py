@@ -1,8 +1,9 @@
-"""What a plan needs of a GPU: memory, transfers, launches."""
+"""What a plan needs of a GPU: memory, transfers, streams, launches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,9 +11,16 @@ import numpy as np
 
 from tilewright.runtime.cuda.kernel import CompiledKernel
 
+LEGACY_STREAM = 1  # the stream that waits for all others but those that opted out
+VECTOR_BYTES = 16  # kernels read and write this much at once: arrays begin at a multiple
+
 
 class DeviceMemory(Protocol):
-    """Memory of a device; it is free again when nobody holds this any more."""
+    """Memory of a device; it is free again when nobody holds this any more.
+
+    What is freed may be given out again to the stream that was current when it was allocated, and
+    to others once that stream has come so far.
+    """
 
     @property
     def address(self) -> int:
@@ -21,7 +29,7 @@ class DeviceMemory(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One launch: `parameters` are 8 bytes each, in the kernel's order."""
+    """One launch: `parameters` are 8 bytes each, in the kernel's order; they may be changed."""
 
     function: Any
     blocks: int
@@ -30,24 +38,85 @@ class Step:
     parameters: np.ndarray
 
 
+class Launches(Protocol):
+    """Kernels that run one after the other, each time they are started."""
+
+    @property
+    def how(self) -> str:
+        """How they are started, and why so."""
+
+    def update(self, changed: Sequence[int]) -> None:
+        """Later starts use the parameters as they are now; `changed` are the steps' numbers."""
+
+    def start(self) -> None:
+        """Starts the kernels in the current stream."""
+
+    def timed(self) -> list[float]:
+        """As `start`; waits for the end, and returns the seconds that each kernel took."""
+
+
 class Device(Protocol):
-    """One GPU. Work is done in the order in which it is asked for."""
+    """One GPU.
+
+    Work is put into the current stream of the calling thread and done in that order. Between
+    streams there is an order only where one waits for a mark of the other.
+    """
+
+    @property
+    def index(self) -> int:
+        """Its number among the devices of this process."""
+
+    @property
+    def name(self) -> str:
+        """What the maker calls it."""
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many blocks of threads run at once at least."""
 
     @property
     def architecture(self) -> str:
         """What kernels are compiled for: sm_90a."""
 
+    @property
+    def stream(self) -> int:
+        """The current stream of this thread; one of the device's own where none was entered."""
+
+    def on(self, stream: int) -> AbstractContextManager[object]:
+        """While entered, the stream is this thread's current one."""
+
+    def mark(self) -> Any:
+        """A place in the current stream: behind all work that it has so far."""
+
+    def wait(self, mark: Any) -> None:
+        """Work that the current stream gets from now on begins when the mark is reached."""
+
+    def is_reached(self, mark: Any) -> bool:
+        """Whether all work before the mark is done; does not wait."""
+
+    def finish(self, mark: Any = None) -> None:
+        """Returns when the mark is reached, or all work in the current stream is done."""
+
     def allocate(self, nbytes: int) -> DeviceMemory:
-        """Memory with arbitrary contents."""
+        """Memory with arbitrary contents, for work in the current stream."""
+
+    def device_of(self, address: int) -> int | None:
+        """The number of the device whose memory holds the address, if one does."""
 
     def write(self, address: int, array: np.ndarray) -> None:
-        """The elements of an array in C order, to the device."""
+        """The elements of an array in C order, to the device; the array may change afterwards."""
 
     def read(self, address: int, array: np.ndarray) -> None:
-        """The elements of an array in C order, from the device, once all work is done."""
+        """The elements of a C-contiguous array, from the device, once work before is done."""
+
+    def move(self, to: int, source: int, nbytes: int) -> None:
+        """Bytes from one place on the device to another."""
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Sets bytes to zero."""
 
     def load(self, kernel: CompiledKernel) -> Any:
         """The kernel, ready to be launched."""
 
-    def sequence(self, steps: Sequence[Step]) -> Callable[[], None]:
-        """What starts these kernels, one after the other, each time it is called."""
+    def launches(self, steps: Sequence[Step]) -> Launches:
+        """These kernels as something to start."""

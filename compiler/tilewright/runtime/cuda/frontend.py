@@ -82,6 +82,8 @@ def nvvm_modules(source: KernelSource, symbol: str) -> Sequence[str]:
     kernel = result.library.get_function(name)
     kernel_fixup(kernel, False)
     nvvm.set_launch_bounds(kernel, source.threads)
+    for argument in kernel.args[: len(source.pointers)]:
+        argument.add_attribute("noalias")  # a kernel's tensors lie apart
     # Numba's name counts the functions of this process; ours depends on the kernel alone.
     return [module.replace(name, symbol) for module in result.library.llvm_strs]
 

@@ -1,52 +1,58 @@
-"""The first GPU of this machine, through the driver. Importing this module imports its bindings."""
+"""A GPU of this machine, through the driver. Importing this module imports its bindings."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
 
 from tilewright.errors import DeviceError
-from tilewright.runtime.cuda.device import Step
+from tilewright.runtime.cuda.cupy_arrays import CupyArrays
+from tilewright.runtime.cuda.device import DeviceMemory, Launches, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
+from tilewright.runtime.cuda.launches import DirectLaunches, GraphLaunches, call
+from tilewright.runtime.cuda.pool import MemoryPool
 from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 
 STATIC_SHARED_BYTES = 48 << 10  # a kernel that takes more must ask for it
-WORD = 8
 
 
-def call(function: Any, *arguments: Any) -> Any:
-    """The value of a driver call; DeviceError with its name and that of the error."""
-    status, *values = function(*arguments)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"{function.__name__} failed: {getattr(status, 'name', status)}")
-    return values[0] if values else None
-
-
-class GpuMemory:
-    """Memory of the device, freed with the last reference."""
-
-    def __init__(self, nbytes: int) -> None:
-        place = call(driver.cuMemAlloc, nbytes)
-        self.address = int(place)
-        weakref.finalize(self, driver.cuMemFree, place)
+@cache
+def first_gpu() -> GpuDevice:
+    """The first GPU of this process: one object, however many models run on it."""
+    return GpuDevice()
 
 
 class GpuDevice:
-    """The first GPU. All its work goes through one stream."""
+    """A GPU. Memory comes from CuPy's pool where CuPy is installed, else from one of our own."""
 
-    def __init__(self) -> None:
-        self.gpu = find_toolchain().require(TO_RUN, "run models").gpus[0]
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.gpu = find_toolchain().require(TO_RUN, "run models").gpus[index]
         call(driver.cuInit, 0)
-        self._device = call(driver.cuDeviceGet, 0)
+        self._device = call(driver.cuDeviceGet, index)
         self._context = call(driver.cuDevicePrimaryCtxRetain, self._device)
         self._enter()
         flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self._stream = call(driver.cuStreamCreate, flags)
+        self._own_stream = int(call(driver.cuStreamCreate, flags))
+        self._current = threading.local()
         self._functions: dict[str, Any] = {}
+        self._pool = MemoryPool(self._allocate, self._free)
+        self.cupy = CupyArrays.find()
+
+    @property
+    def name(self) -> str:
+        return self.gpu.name
+
+    @property
+    def multiprocessors(self) -> int:
+        return self.gpu.multiprocessors
 
     @property
     def architecture(self) -> str:
@@ -56,24 +62,85 @@ class GpuDevice:
         """Makes the context that of the calling thread, which may be a new one."""
         call(driver.cuCtxSetCurrent, self._context)
 
-    def allocate(self, nbytes: int) -> GpuMemory:
+    # -- streams
+
+    @property
+    def stream(self) -> int:
+        return getattr(self._current, "stream", self._own_stream)
+
+    @contextmanager
+    def on(self, stream: int) -> Iterator[None]:
+        before = self.stream
         self._enter()
-        return GpuMemory(nbytes)
+        self._current.stream = stream
+        try:
+            yield
+        finally:
+            self._current.stream = before
+
+    def mark(self) -> Any:
+        event = call(driver.cuEventCreate, driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        made = _Mark(event)
+        call(driver.cuEventRecord, event, self.stream)
+        return made
+
+    def wait(self, mark: Any) -> None:
+        call(driver.cuStreamWaitEvent, self.stream, mark.event, 0)
+
+    def is_reached(self, mark: Any) -> bool:
+        self._enter()
+        (status,) = driver.cuEventQuery(mark.event)
+        return bool(status == driver.CUresult.CUDA_SUCCESS)
+
+    def finish(self, mark: Any = None) -> None:
+        self._enter()
+        if mark is None:
+            call(driver.cuStreamSynchronize, self.stream)
+        else:
+            call(driver.cuEventSynchronize, mark.event)
+
+    # -- memory
+
+    def allocate(self, nbytes: int) -> DeviceMemory:
+        self._enter()
+        if self.cupy is not None:
+            return self.cupy.allocate(nbytes, self.stream)
+        return self._pool.take(nbytes, self.stream)
+
+    def _allocate(self, nbytes: int) -> int:
+        return int(call(driver.cuMemAlloc, nbytes))
+
+    def _free(self, address: int) -> None:
+        call(driver.cuCtxSynchronize)
+        call(driver.cuMemFree, address)
+
+    def device_of(self, address: int) -> int | None:
+        ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        status, value = driver.cuPointerGetAttribute(ordinal, address)
+        return int(value) if status == driver.CUresult.CUDA_SUCCESS else None
 
     def write(self, address: int, array: np.ndarray) -> None:
         if not array.nbytes:
             return
-        self._enter()
         data = np.ascontiguousarray(array)
-        call(driver.cuMemcpyHtoDAsync, address, data.ctypes.data, data.nbytes, self._stream)
-        call(driver.cuStreamSynchronize, self._stream)  # `data` may go
+        call(driver.cuMemcpyHtoDAsync, address, data.ctypes.data, data.nbytes, self.stream)
+        call(driver.cuStreamSynchronize, self.stream)  # the caller may have pinned the array
 
     def read(self, address: int, array: np.ndarray) -> None:
         if not array.nbytes:
             return
         self._enter()
-        call(driver.cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, self._stream)
-        call(driver.cuStreamSynchronize, self._stream)
+        call(driver.cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, self.stream)
+        call(driver.cuStreamSynchronize, self.stream)
+
+    def move(self, to: int, source: int, nbytes: int) -> None:
+        if nbytes:
+            call(driver.cuMemcpyDtoDAsync, to, source, nbytes, self.stream)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        call(driver.cuMemsetD8Async, address, 0, nbytes, self.stream)
+
+    # -- kernels
 
     def load(self, kernel: CompiledKernel) -> Any:
         """Each kernel is loaded once."""
@@ -84,32 +151,24 @@ class GpuDevice:
             self._functions[kernel.entry] = function
         return self._functions[kernel.entry]
 
-    def sequence(self, steps: Sequence[Step]) -> Callable[[], None]:
-        """The kernels as one CUDA graph: the addresses in their parameters never change."""
+    def launches(self, steps: Sequence[Step]) -> Launches:
+        """One CUDA graph, if there is more than one kernel and the driver makes one."""
         self._enter()
         for step in steps:
             if step.shared_bytes > STATIC_SHARED_BYTES:
                 limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 call(driver.cuFuncSetAttribute, step.function, limit, step.shared_bytes)
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        call(driver.cuStreamBeginCapture, self._stream, mode)
-        for step in steps:
-            self._launch(step)
-        graph = call(driver.cuStreamEndCapture, self._stream)
-        executable = call(driver.cuGraphInstantiate, graph, 0)
-        call(driver.cuGraphDestroy, graph)
+        if len(steps) < 2:
+            return DirectLaunches(steps, self, "a graph of one kernel saves nothing")
+        try:
+            return GraphLaunches(steps, self)
+        except DeviceError as error:
+            return DirectLaunches(steps, self, str(error))
 
-        def start() -> None:
-            self._enter()
-            call(driver.cuGraphLaunch, executable, self._stream)
 
-        weakref.finalize(start, driver.cuGraphExecDestroy, executable)
-        return start
+class _Mark:
+    """An event, destroyed with the last reference."""
 
-    def _launch(self, step: Step) -> None:
-        parameters = step.parameters
-        places = parameters.ctypes.data + WORD * np.arange(len(parameters), dtype=np.uint64)
-        grid, block = (step.blocks, 1, 1), (step.threads, 1, 1)
-        packed = places.ctypes.data
-        shared, stream = step.shared_bytes, self._stream
-        call(driver.cuLaunchKernel, step.function, *grid, *block, shared, stream, packed, 0)
+    def __init__(self, event: Any) -> None:
+        self.event = event
+        weakref.finalize(self, driver.cuEventDestroy, event).atexit = False

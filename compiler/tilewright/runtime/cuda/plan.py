@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from tilewright.codegen.cuda import Launch, emit_cuda
-from tilewright.errors import ExecutionError
+from tilewright.errors import DeviceError, ExecutionError
+from tilewright.fusion.attention import with_attention
+from tilewright.fusion.attention_rows import by_rows
+from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
+from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
 from tilewright.fusion.results import copy_results
@@ -24,12 +31,15 @@ from tilewright.loops.structure import structure
 from tilewright.loops.verify import verify
 from tilewright.ops.tensor import Constant, Placeholder, Tensor
 from tilewright.runtime.arena import arena
+from tilewright.runtime.cuda.arrays import DeviceArray
 from tilewright.runtime.cuda.cache import CudaKernelCache
 from tilewright.runtime.cuda.constants import DeviceConstants
 from tilewright.runtime.cuda.device import Device, DeviceMemory, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
+from tilewright.runtime.cuda.port import Port
+from tilewright.runtime.dump import publish
 from tilewright.runtime.naming import checked_nodes, identifier
-from tilewright.runtime.results import Results, computed
+from tilewright.runtime.results import computed
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
 
@@ -64,41 +74,69 @@ class PlannedLaunch:
         return cost(self.kernel)
 
 
+class _Workspace:
+    """Memory that runs of one plan share: each begins when the one before has ended."""
+
+    def __init__(self, device: Device, arena_bytes: int, kernels: int) -> None:
+        self.arena = device.allocate(max(arena_bytes, 1))
+        self.errors = device.allocate(WORD * (kernels + 1))
+        self.stream, self.mark = device.stream, device.mark()
+        self._device = device
+
+    def enter(self) -> None:
+        """What the current stream does from now on has the memory for itself."""
+        if self._device.stream != self.stream:
+            self._device.wait(self.mark)
+
+    def leave(self) -> None:
+        """The current stream has no more work with it."""
+        self.stream, self.mark = self._device.stream, self._device.mark()
+
+    def release(self) -> None:
+        """Before the memory goes: other streams may get it."""
+        with suppress(DeviceError):
+            self._device.finish(self.mark)
+
+
 class CudaPlan:
     """The compiled form of some outputs as functions of some inputs, for fixed shapes, on a GPU.
 
-    Several threads may run one plan: they take turns.
+    Inputs are read where they are, and results written to fresh memory: both are parameters of the
+    launches, which change when an address does. Several threads may run one plan, in several
+    streams: they take turns.
     """
 
     def __init__(
         self,
         inputs: Sequence[Placeholder],
         outputs: Sequence[Tensor],
-        device: Device,
+        port: Port,
         cache: CudaKernelCache,
         weights: PackedWeights,
         constants: DeviceConstants,
     ) -> None:
-        self._device, self._constants = device, constants
-        legal = legalize(outputs)
+        self._port, self._device, self._constants = port, port.device, constants
+        legal = with_attention(legalize(outputs), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
-        program = copy_results(inline(inputs, kept))
+        program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
         settled = settle(program, weights)
-        groups = form_groups(program)
+        groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
         scheduled = _scheduled(lowered)
-        sources = [_source(launch, device.architecture) for _, launch in scheduled]
+        sources = [_source(launch, self._device.architecture) for _, launch in scheduled]
         compiled = cache.load(sources)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
-        self._lay_out(inputs, legal, lowered, [e for _, e in scheduled], compiled, settled)
+        self._outputs = list(legal)
+        self._passed = {t.name: k for k, t in enumerate(inputs)}
+        self._lay_out(inputs, lowered, [e for _, e in scheduled], compiled, settled)
         self.kernels = [
             _describe(k, n, kernel, launch, c)
             for k, (n, (kernel, launch), c) in enumerate(
                 zip(lowered, scheduled, compiled, strict=True)
             )
         ]
-        self.decisions = tuple(program.decisions)
-        self._results = Results(inputs, legal)
+        publish(self.kernels, cache.options)
+        self.decisions = (*program.decisions, f"kernels are started {self._launches.how}")
         self._lock = threading.Lock()
 
     # -- building
@@ -106,21 +144,17 @@ class CudaPlan:
     def _lay_out(
         self,
         inputs: Sequence[Placeholder],
-        outputs: Sequence[Tensor],
         lowered: Sequence[Lowered],
         launches: Sequence[Launch],
         compiled: Sequence[CompiledKernel],
         settled: Mapping[str, Constant],
     ) -> None:
-        results = computed(outputs)
-        fixed = {*settled, *(t.name for t in inputs)}
-        offsets, self.arena_bytes = arena(lowered, fixed, lasting=results)
+        self._computed = computed(self._outputs)
+        bound = [t.name for t in inputs] + list(self._computed)
+        offsets, self.arena_bytes = arena(lowered, {*settled, *bound})
         device = self._device
-        self._arena = device.allocate(max(self.arena_bytes, 1))
-        self._inputs = [device.allocate(max(_nbytes(t), 1)) for t in inputs]
-        self._errors = device.allocate(WORD * (len(lowered) + 1))
-        self._output_places = [(k, offsets[name]) for name, k in results.items() if name in offsets]
-        input_at = {t.name: m.address for t, m in zip(inputs, self._inputs, strict=True)}
+        self._work = _Workspace(device, self.arena_bytes, len(lowered))
+        weakref.finalize(self, self._work.release).atexit = False
         self._held: list[DeviceMemory] = []
 
         def address(t: Tensor) -> int:
@@ -129,45 +163,99 @@ class CudaPlan:
                 memory = self._constants.get(t)
                 self._held.append(memory)
                 return memory.address
-            return input_at[t.name] if t.name in input_at else self._arena.address + offsets[t.name]
+            return 0 if t.name in bound else self._work.arena.address + offsets[t.name]
 
-        functions = {id(c): device.load(c) for c in compiled}
-        self._steps: list[Step] = []
-        for k, (n, e, c) in enumerate(zip(lowered, launches, compiled, strict=True)):
-            words = [*map(address, n.tensors), *e.numbers]
+        words: list[int] = []
+        spans: list[slice] = []
+        places: dict[str, list[tuple[int, int]]] = {name: [] for name in bound}
+        for k, (n, e) in enumerate(zip(lowered, launches, strict=True)):
+            start = len(words)
+            for slot, t in enumerate(n.tensors, start):
+                if t.name in places and t.name not in settled:
+                    places[t.name].append((slot, k))
+            words += [*map(address, n.tensors), *e.numbers]
             if e.checks:
-                words.append(self._errors.address + WORD * k)
-            parameters = np.array(words, np.int64)
-            step = Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, parameters)
-            self._steps.append(step)
-        self._start = device.sequence(self._steps)
-        self._checks = any(e.checks for e in launches)
+                words.append(self._work.errors.address + WORD * k)
+            spans.append(slice(start, len(words)))
+        self._words = np.array(words, np.int64)  # the parameters of all launches, ready to be read
+        self._slots = [[slot for slot, _ in places[name]] for name in bound]
+        self._users = [{k for _, k in places[name]} for name in bound]
+        self.used = [bool(places[t.name]) for t in inputs]
+        self._bound = [0] * len(bound)
+        functions = {id(c): device.load(c) for c in compiled}
+        steps = [
+            Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, self._words[span])
+            for e, c, span in zip(launches, compiled, spans, strict=True)
+        ]
+        self._launches = device.launches(steps)
+        self._checked_bytes = WORD * len(steps) if any(e.checks for e in launches) else 0
 
     # -- running
 
-    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs, fresh and in C order, for inputs in the plan's order, C-contiguous."""
-        results = self._results.make()
-        if self._steps:
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """The outputs, fresh and in C order, for inputs in the plan's order.
+
+        They are ready for the current stream. Inputs that are not `used` may be on the host; so are
+        outputs that are such inputs, and constants.
+        """
+        return self._run(arrays, self._launches.start)
+
+    def timed(self, arrays: Sequence[Any]) -> tuple[list[Any], list[float]]:
+        """The outputs of a run, and the seconds that each kernel took in it."""
+        seconds: list[float] = []
+        outputs = self._run(arrays, lambda: seconds.extend(self._launches.timed()))
+        return outputs, seconds
+
+    def _run(self, arrays: Sequence[Any], start: Callable[[], object]) -> list[Any]:
+        made = {k: self._empty(k) for k in self._computed.values()}
+        if self.kernels:
             with self._lock:
-                self._run(arrays, results)
-        return self._results.complete(results, arrays)
+                self._work.enter()
+                self._bind([getattr(a, "address", 0) for a in (*arrays, *made.values())])
+                self._start(start)
+                for array in made.values():
+                    array.mark = self._work.mark
+        return [self._result(k, t, arrays, made) for k, t in enumerate(self._outputs)]
 
-    def _run(self, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
-        device = self._device
-        for memory, array in zip(self._inputs, arrays, strict=True):
-            device.write(memory.address, array)
-        errors = np.zeros(len(self._steps) + 1, np.int64)
-        if self._checks:
-            device.write(self._errors.address, errors)
-        self._start()
-        for k, offset in self._output_places:
-            device.read(self._arena.address + offset, results[k])
-        if self._checks:
-            device.read(self._errors.address, errors)
-            self._check(errors)
+    def _start(self, start: Callable[[], object]) -> None:
+        """One run on what is bound; waits for its end if data is checked."""
+        errors = self._work.errors.address
+        if self._checked_bytes:
+            self._device.clear(errors, self._checked_bytes)
+        start()
+        self._work.leave()
+        if self._checked_bytes:
+            self._check()
 
-    def _check(self, errors: np.ndarray) -> None:
+    def _empty(self, k: int) -> DeviceArray:
+        t = self._outputs[k]
+        return self._port.empty(t.shape, t.dtype.numpy)
+
+    def _bind(self, addresses: list[int]) -> None:
+        """Makes the launches work on these inputs and outputs."""
+        changed = set[int]()
+        for k, (old, new) in enumerate(zip(self._bound, addresses, strict=True)):
+            if old != new and self._slots[k]:
+                self._words[self._slots[k]] = new
+                changed |= self._users[k]
+        if changed:
+            self._launches.update(sorted(changed))
+        self._bound = addresses
+
+    def _result(
+        self, k: int, t: Tensor, arrays: Sequence[Any], made: Mapping[int, DeviceArray]
+    ) -> Any:
+        """An output; those that are constants, inputs or other outputs are copies."""
+        if k in made:
+            return made[k]
+        if isinstance(t, Constant):
+            return t.value.copy()
+        at = self._passed.get(t.name)
+        return (made[self._computed[t.name]] if at is None else arrays[at]).copy()
+
+    def _check(self) -> None:
+        errors = np.zeros(len(self.kernels), np.int64)
+        self._device.read(self._work.errors.address, errors)
         failed = np.flatnonzero(errors)
         if failed.size:
             k = int(failed[0])
@@ -179,7 +267,7 @@ class CudaPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of the device's memory that the plan holds, constants apart."""
-        return self.arena_bytes + self._results.nbytes
+        return self.arena_bytes + self._words.nbytes
 
 
 def _scheduled(lowered: Sequence[Lowered]) -> list[tuple[Kernel, Launch]]:
@@ -217,7 +305,3 @@ def _describe(
         compiled=compiled,
         kernel=kernel,
     )
-
-
-def _nbytes(t: Tensor) -> int:
-    return t.size * t.dtype.itemsize

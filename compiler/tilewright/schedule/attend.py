@@ -1,0 +1,63 @@
+"""Which schedule an attention gets on a GPU."""
+
+from __future__ import annotations
+
+from math import prod
+
+from tilewright.loops.verify_threads import WARP
+from tilewright.schedule.attention import GROUP, RowAttention, find_attention
+from tilewright.schedule.attention_keys import AttentionKeys
+from tilewright.schedule.attention_tiles import AttentionTile
+from tilewright.schedule.builder import Builder
+
+FEW_ROWS = 4  # that are not worth a tile: each has a block of its own
+TEAM_THREADS = (512, 256, 128, 64)
+TOGETHER = 4  # keys that a team reads at a time
+PROCESSORS = 132  # that take blocks at the same time
+ROWS = (64, 32, 16)
+KEYS = (64, 32, 16)
+WIDTHS = (16, 8)  # threads to a row
+SHARED_BYTES = 100 << 10  # of a block, so that two fit a multiprocessor
+REGISTERS = 104  # for the scores and sums of a thread
+PRODUCT = 0.25  # cycles of a warp's products
+READ = 3.0  # cycles of a warp's read of a group from shared memory
+
+
+def attend(builder: Builder) -> bool:
+    """The schedule that suits the attention of a kernel, if it is one."""
+    found = find_attention(builder.kernel)
+    if found is None:
+        return False
+    few = found.row[1] <= FEW_ROWS
+    return builder.attempt(choose_teams(found) if few else choose_tile(found))
+
+
+def choose_teams(a: RowAttention) -> AttentionKeys:
+    """Teams whose threads have a group of a key each; as many threads as there is work for."""
+    groups = -(-max(a.depth[1], a.column[1]) // GROUP)
+    width = next((w for w in (1, 2, 4, 8, 16) if w >= groups), WARP)
+    threads = next((t for t in TEAM_THREADS if a.keys[2] >= t // width * TOGETHER), WARP)
+    return AttentionKeys(width, threads, TOGETHER if threads > WARP else 1)
+
+
+def choose_tile(a: RowAttention) -> AttentionTile:
+    """The tile whose blocks are done first."""
+    tiles = [AttentionTile(r, k, w) for r in ROWS for k in KEYS for w in WIDTHS]
+    tiles = [t for t in tiles if t.rows % t.teams == 0]
+    fitting = [t for t in tiles if _fits(t, a)]
+    return min(fitting or tiles[-1:], key=lambda t: _cycles(t, a))
+
+
+def _fits(t: AttentionTile, a: RowAttention) -> bool:
+    depth, columns = a.depth[1], a.column[1]
+    return t.shared_bytes(depth, columns) <= SHARED_BYTES and t.sums(columns) <= REGISTERS
+
+
+def _cycles(t: AttentionTile, a: RowAttention) -> float:
+    """Of the multiprocessor that has most blocks."""
+    blocks = -(-a.row[1] // t.rows) * prod(n for _, n in a.batch)
+    keys = -(-a.keys[2] // t.keys) * t.keys
+    groups, per_thread = t.groups(a.column[1]), t.keys // t.width
+    scores = max(PRODUCT, READ * (1 / per_thread + 1 / t.height) / 4) * a.depth[1]
+    sums = max(PRODUCT, READ * (1 / (4 * groups) + 1 / t.height) / 4) * groups * t.width * 4
+    return -(-blocks // PROCESSORS) * t.rows * keys * (scores + sums)
