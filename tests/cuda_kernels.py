@@ -22,9 +22,9 @@ from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights
 from tilewright.loops.interpret import interpret, poisoned
-from tilewright.loops.ir import Kernel
+from tilewright.loops.ir import Kernel, strides_of
 from tilewright.loops.verify import verify
-from tilewright.ops.tensor import Constant, Placeholder, Tensor
+from tilewright.ops.tensor import Constant, Placeholder, Tensor, footprint
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.schedule.cuda import choose_cuda_schedule
 
@@ -91,21 +91,33 @@ def emulated(n: Lowered, arrays: dict[str, Array]) -> Run:
     memory, places = Memory(), {}
     for b, t in zip(kernel.params, n.tensors, strict=True):
         if b.name in kernel.outputs:
-            places[b.name] = memory.empty(t.size * t.dtype.itemsize)
+            places[b.name] = memory.empty(footprint(t) * t.dtype.itemsize)
         else:
-            value = value_of(t, arrays)
-            places[b.name] = memory.put(value.view(np.uint8) if value.dtype == bool else value)
+            places[b.name] = memory.put(in_memory(t, value_of(t, arrays)))
     parameters = [*(places[b.name] for b in kernel.params), *e.numbers]
     if e.checks:
         parameters.append(memory.put(np.zeros(1, np.int64)))
     grid = (e.blocks, e.threads, parameters, e.shared_bytes)
     statistics = launch(program(made.ptx), memory, *grid, traffic=True)
     written = {
-        t.name: memory.get(places[b.name], t.shape, _numpy(t.dtype))
+        t.name: laid_out(t, memory.get(places[b.name], footprint(t), _numpy(t.dtype)))
         for b, t in zip(kernel.params, n.tensors, strict=True)
         if b.name in kernel.outputs
     }
     return Run(kernel, e, made, written, statistics, places)
+
+
+def in_memory(t: Tensor, value: Array) -> Array:
+    """The elements from the tensor's first to its last, as kernels address them."""
+    flat = np.zeros(footprint(t), _numpy(t.dtype))
+    laid_out(t, flat)[...] = value
+    return flat
+
+
+def laid_out(t: Tensor, flat: Array) -> Array:
+    """The tensor whose memory this is."""
+    steps = tuple(s * flat.itemsize for s in strides_of(t))
+    return np.lib.stride_tricks.as_strided(flat, t.shape, steps)
 
 
 def _numpy(dtype: DType) -> Any:

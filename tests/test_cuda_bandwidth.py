@@ -22,7 +22,7 @@ from tilewright.loops.verify import verify
 from tilewright.ops import common
 from tilewright.ops.pooling import max_pool
 from tilewright.ops.slicing import concat
-from tilewright.ops.tensor import Placeholder, Tensor, compute, placeholder
+from tilewright.ops.tensor import Placeholder, Tensor, compute, constant, placeholder
 from tilewright.schedule.cuda import choose_cuda_schedule
 from tilewright.schedule.traffic import traffic
 from tilewright_kernels.cuda.quotients import quotient, remainder
@@ -109,6 +109,15 @@ def bordered(x: Tensor) -> Tensor:
     )
 
 
+TABLE = np.arange(512 * 256, dtype=np.float32).reshape(512, 256) % 97
+
+
+def shifted(x: Tensor) -> Tensor:
+    """What no vector of x holds."""
+    rows, columns = x.shape
+    return common.view(x, (rows, columns - 4), lambda i, j: [i, j + 1])
+
+
 def pooled(x: Tensor) -> Tensor:
     greatest = max_pool(x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])[0]
     assert greatest is not None
@@ -142,6 +151,14 @@ CASES = (
     Case("short softmax", f32((4096, 8)), softmax(1), lambda x: softmax_of(x, 1)),
     Case("layer norm", f32((64, 768), (768,)), normalised, normalised_of),
     Case("sum", f32((1 << 19,)), total([0]), np.sum, uses=("LDG.128", "SHFL")),
+    Case("odd sum", f32(((1 << 19) + 63,)), total([0]), np.sum, 0.75, ("SHFL",)),
+    Case("shifted", f32((64, 2052)), shifted, lambda x: x[:, 1:-3], 0.2, ("STG.128",)),
+    Case(
+        "turned constant",
+        f32((256, 512)),
+        lambda x: plus(x, turned([1, 0])(constant(TABLE))),
+        lambda x: x + TABLE.T,
+    ),
     Case("columns", f32((4096, 64)), total([0]), lambda x: x.sum(0), uses=("LDG.128", "LDS")),
     Case(
         "images", f32((8, 16, 28, 28)), total([0, 2, 3]), lambda x: x.sum((0, 2, 3)), 0.9, ("SHFL",)
@@ -200,7 +217,8 @@ def runs(case: Case) -> tuple[list[Run], Array, Array]:
     inputs = case.tensors()
     result = case.build(*inputs)
     arrays = {t.name: random_array(k, t.shape, t.dtype) for k, t in enumerate(inputs)}
-    kernels, _ = lowered(inputs, [result])
+    kernels, settled = lowered(inputs, [result])
+    arrays |= {name: c.value for name, c in settled.items()}
     wanted = case.wanted(*(arrays[t.name] for t in inputs))
     done: list[Run] = []
     for n in kernels:

@@ -73,6 +73,8 @@ TWO: dict[str, Exact] = {
     "floor_mod": np.mod,
 }
 DOUBLE_ULPS = 4.0
+# libdevice rounds 1 + x: within 1 of the rounded result, as the CUDA Programming Guide counts.
+DOUBLE_LOG1P_ULPS = 1.5
 
 
 def floats(dtype: DType) -> Array:
@@ -128,6 +130,8 @@ def test_functions_of_one(name: str, kind: str) -> None:
     with np.errstate(all="ignore"):
         exact = ONE[name](x.astype(np.longdouble))
     allowed = ACCURACY[name] if kind == "f32" else min(ACCURACY[name], DOUBLE_ULPS)
+    if (name, kind) == ("log1p", "f64"):
+        allowed = DOUBLE_LOG1P_ULPS
     error, said = worst(found, exact, [x])
     assert error <= allowed, said
 
