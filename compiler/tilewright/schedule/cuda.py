@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
+from typing import TypeVar
 
 from tilewright.dtypes import DType
 from tilewright.fusion.lower import Lowered
@@ -18,6 +20,7 @@ from tilewright.schedule.cooperate import Cooperate
 from tilewright.schedule.directives import Bake, Block
 from tilewright.schedule.elements import Elements
 from tilewright.schedule.heuristics import bake_windows
+from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.read_once import ReadOnce
 from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.teams import Teams
@@ -33,6 +36,13 @@ TILES = (
     BlockTile(16, 64, 16, 4, 4),
 )
 """From the one that reads memory least to the one that makes most blocks."""
+MMA_TILES = (
+    MmaTile(128, 128, 32, 64, 32),
+    MmaTile(128, 64, 32, 32, 32),
+    MmaTile(64, 64, 32, 32, 32),
+    MmaTile(32, 64, 32, 16, 32),
+    MmaTile(16, 64, 32, 16, 16),
+)
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
@@ -96,15 +106,23 @@ def _multiply(builder: Builder) -> bool:
     )
     if columns < MIN_COLUMNS or rows < MIN_ROWS or depth < MIN_DEPTH:
         return False
-    tile = next((t for t in TILES if _blocks(t, rows, columns) * batch >= BLOCKS), TILES[-1])
-    fitting = [t for t in TILES if t.rows < 2 * rows and t.columns < 2 * columns]
-    if tile not in fitting and fitting:
-        tile = fitting[0]
-    return builder.attempt(tile)
+    if builder.attempt_if_shown(_fitting(MMA_TILES, rows, columns, batch)):
+        return True
+    return builder.attempt(_fitting(TILES, rows, columns, batch))
 
 
-def _blocks(t: BlockTile, rows: int, columns: int) -> int:
-    return -(-rows // t.rows) * -(-columns // t.columns)
+T = TypeVar("T", BlockTile, MmaTile)
+
+
+def _fitting(tiles: Sequence[T], rows: int, columns: int, batch: int) -> T:
+    """The largest tile that keeps the machine busy and is not mostly beyond the results."""
+
+    def blocks(t: T) -> int:
+        return -(-rows // t.rows) * -(-columns // t.columns) * batch
+
+    tile = next((t for t in tiles if blocks(t) >= BLOCKS), tiles[-1])
+    fitting = [t for t in tiles if t.rows < 2 * rows and t.columns < 2 * columns]
+    return fitting[0] if tile not in fitting and fitting else tile
 
 
 # -- sums

@@ -22,6 +22,7 @@ from tilewright.fusion.inline import inline, label
 from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
+from tilewright.fusion.narrow import half_values, narrowed
 from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights
@@ -122,6 +123,9 @@ class CudaPlan:
         settled = settle(program, weights)
         groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
+        fixed = {*settled, *(t.name for t in legal)}
+        halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
+        lowered = narrowed(lowered, halves)
         scheduled = _scheduled(lowered)
         sources = [_source(launch, self._device.architecture) for _, launch in scheduled]
         compiled = cache.load(sources)
