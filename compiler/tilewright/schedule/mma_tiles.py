@@ -85,6 +85,8 @@ class MmaTile:
             raise ScheduleError(f"{self}: the kernel is no sum of products")
         if prod(n for _, n in product.depth) <= self.depth:
             raise ScheduleError(f"{self}: the sum is too short to copy ahead")
+        if not product.rows or not product.columns:
+            raise ScheduleError(f"{self}: the results are no rows and columns")
         sides = tuple(_side(f, product) for f in (product.a, product.b))
         for s in sides:
             if s is None or self.depth * s.dtype.itemsize % DEPTH_BYTES:
