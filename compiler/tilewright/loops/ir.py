@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TypeVar, Union, assert_never
+from typing import TypeVar, Union
 
 from tilewright.dtypes import DType
 from tilewright.loops.scalars import CHECKS, ScalarOp
@@ -356,33 +356,11 @@ def strides_of(buffer: Buffer) -> tuple[int, ...]:
 
 def children(node: Node) -> tuple[Node, ...]:
     """The nodes directly below, in order of evaluation."""
-    match node:
-        case Const() | Var() | Barrier() | Combine() | Commit() | Wait():
-            return ()
-        case Load(index=index):
-            return index
-        case Apply(args=args):
-            return args
-        case Cast(arg=arg):
-            return (arg,)
-        case Select(condition=c, then=t, otherwise=o):
-            return (c, t, o)
-        case Store(index=index, value=value) | Accumulate(index=index, value=value):
-            return (*index, value)
-        case For(extent=extent, body=body):
-            return (extent, body)
-        case If(condition=c, body=body):
-            return (c, body)
-        case Block(stmts=stmts):
-            return stmts
-        case Alloc(body=body):
-            return (body,)
-        case Tile(meaning=meaning):
-            return (meaning,)
-        case Mma(left=left, right=right, meaning=meaning):
-            return (left, right, meaning)
-        case _:
-            assert_never(node)
+    found: list[Node] = []
+    for name in _CHILD_FIELDS[type(node)]:
+        below = getattr(node, name)
+        found += below if isinstance(below, tuple) else (below,)
+    return tuple(found)
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -416,8 +394,6 @@ def rewrite(node: Node, rule: Callable[[Node], Node | None]) -> Node:
 
 def map_children(node: Node, f: Callable[[Node], Node]) -> Node:
     """The node with f applied to each child; the same node if nothing changed."""
-    if isinstance(node, (Const, Var, Barrier, Combine, Commit, Wait)):
-        return node
     changes: dict[str, object] = {}
     for name in _CHILD_FIELDS[type(node)]:
         old = getattr(node, name)
@@ -433,6 +409,7 @@ def map_children(node: Node, f: Callable[[Node], Node]) -> Node:
 
 
 _CHILD_FIELDS: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys((Const, Var, Barrier, Combine, Commit, Wait), ()),
     Load: ("index",),
     Apply: ("args",),
     Cast: ("arg",),
