@@ -82,7 +82,7 @@ def read_along(store: Store, ranges: Mapping[str, Range], written: str) -> dict[
 
 def _held(dtype: DType) -> DType:
     """As what elements are kept in a tile: in whole banks."""
-    return DType.I32 if dtype.itemsize < BANK_BYTES and not dtype.is_float else dtype
+    return DType.I32 if dtype.itemsize < BANK_BYTES and not dtype.is_float else dtype.compute
 
 
 def _cast(dtype: DType, e: Load) -> Expr:
@@ -101,8 +101,8 @@ class _Turning:
             n: Buffer(f"tile{k}", _held(n.buffer.dtype), (how.rows, line), space=Space.SHARED)
             for k, n in enumerate(self.loads)
         }
-        room = sum(b.dtype.compute.itemsize * how.rows * line for b in self.tiles.values())
-        widest = max((b.dtype.compute.itemsize for b in self.tiles.values()), default=BANK_BYTES)
+        room = sum(b.dtype.itemsize * how.rows * line for b in self.tiles.values())
+        widest = max((b.dtype.itemsize for b in self.tiles.values()), default=BANK_BYTES)
         self.banks = BANKS * BANK_BYTES // widest
         if not self.loads or room > SHARED_BYTES:
             raise ScheduleError(f"{how}: {len(self.loads)} operands are turned in {room:,} bytes")
