@@ -104,11 +104,11 @@ def workshop(options: Options, tune: float = 0.0, target: str = "cpu") -> Worksh
     return Workshop(options, planner(options, tune))
 
 
-def planner(options: Options, tune: float = 0.0) -> Planner:
+def planner(options: Options, tune: float = 0.0, cache: KernelCache | None = None) -> Planner:
     """What makes the plan of a stage: of kernels, or of the expressions as they are."""
     if options.interpret:
         return Evaluation
-    cache, weights = KernelCache(options), PackedWeights()
+    cache, weights = cache or KernelCache(options), PackedWeights()
     kept = KeptChoices(cache, options.threads or available_cores())
     allowance = Allowance(tune)
 

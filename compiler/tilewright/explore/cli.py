@@ -2,30 +2,39 @@
 
 tilewright bench MODEL ... --against onnxruntime
 tilewright bench --gemm
+tilewright compile MODEL ... --target cuda --arch sm_80 sm_90a
 tilewright doctor
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tilewright.driver import TARGETS
 from tilewright.errors import InputError, TilewrightError
-from tilewright.explore import doctor, gemm, many
+from tilewright.explore import doctor, gemm, many, precompile
 from tilewright.explore.compare import Comparison, Request, check_model
 from tilewright.explore.gemm import ODD_SIZES
 from tilewright.explore.many import Row, Rows, as_data
 from tilewright.explore.picture import picture
 from tilewright.explore.process import LOADERS
 from tilewright.explore.screen import Screen, open_screen, progress
-from tilewright.options import available_cores
+from tilewright.options import Options, available_cores
+from tilewright.runtime.cuda.offline import check_architecture
+from tilewright.runtime.cuda.toolchain import find_toolchain
 
 RIGHT, WRONG, FAILED = 0, 1, 2
 EXIT_CODES = "exit codes: 0 all outputs agree, 1 some do not, 2 something could not be compared"
+COMPILE_CODES = (
+    "exit codes: 0 all is compiled, 1 random data did not lead through some model, 2 some model "
+    "could not be compiled"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="every product of --gemm, not only the slowest")
     add("--json", type=_file(".json"), metavar="FILE.json", help="all figures; - prints them")
     add("--picture", type=_file(".svg"), metavar="FILE.svg", help="ratios of models as bars")
+    add_compile(commands)
     look = commands.add_parser(
         "doctor",
         help="what this machine offers, what is missing and how to get it",
@@ -64,6 +74,26 @@ def parser() -> argparse.ArgumentParser:
     )
     look.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return top
+
+
+def add_compile(commands: Any) -> None:
+    """The command that compiles ahead."""
+    made = commands.add_parser(
+        "compile",
+        help="compile all kernels of models now, also for a GPU that is not here",
+        description="Fills the kernel cache, so that first calls need no compiler.",
+        epilog=COMPILE_CODES,
+    )
+    add = made.add_argument
+    add("models", nargs="+", metavar="MODEL", help="ONNX files")
+    add("--target", default="cpu", choices=TARGETS, help="cpu: the processor here")
+    add("--arch", nargs="+", metavar="sm_90a", help="of --target cuda; else that of the GPU here")
+    add("--shape", type=_shapes, action="append", default=[], metavar="NAME=1x3x224x224[,...]")
+    add("--dim", type=_dims, action="append", default=[], metavar="NAME=N[,N]", help="else 1")
+    add("--input", metavar="FILE.npz", help="arrays by the names of inputs; others are random")
+    add("--below", type=_positive, default=2, help="random integers are less (2)")
+    add("--jobs", type=_positive, default=available_cores(), metavar="N", help="processes")
+    add("--json", type=_file(".json"), metavar="FILE.json", help="all figures; - prints them")
 
 
 def _file(suffix: str) -> Callable[[str], str]:
@@ -181,7 +211,7 @@ def report(found: Rows, arguments: argparse.Namespace, screen: Screen) -> None:
         Path(arguments.picture).write_text(picture(found), encoding="utf-8")
 
 
-def write_json(found: Rows | list[gemm.Products], path: str | None) -> None:
+def write_json(found: Any, path: str | None) -> None:
     """Into a file, or to the output."""
     if path is not None:
         data = as_data(found)
@@ -242,6 +272,49 @@ def bench_gemm(arguments: argparse.Namespace, screen: Screen) -> int:
     return RIGHT if all(products.right for products in found) else WRONG
 
 
+def compile_models(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Fills the kernel cache."""
+    options = dataclasses.replace(
+        Options.from_environment(), compile_workers=arguments.jobs if arguments.jobs > 1 else 0
+    )
+    architectures = wanted_architectures(arguments)
+    for model in arguments.models:
+        check_model(model)
+    base = Request("", "", 1, arrays=arguments.input, below=arguments.below)
+    shapes, dims = dict(arguments.shape), dict(arguments.dim)
+    wanted = many.cases(arguments.models, [1], shapes, dims, base)
+    told = arguments.json != "-"
+
+    def done(row: precompile.Compiled) -> None:
+        if told:
+            screen.line(precompile.line(row))
+
+    with progress(len(wanted) * len(architectures)) as begin:
+        rows = precompile.run(wanted, architectures, options, begin, done)
+    if told:
+        precompile.show(rows, screen)
+    write_json(precompile.as_data(rows), arguments.json)
+    if any(row.reason for row in rows):
+        return FAILED
+    return WRONG if any(row.unplanned for row in rows) else RIGHT
+
+
+def wanted_architectures(arguments: argparse.Namespace) -> list[str]:
+    """What to compile for; an error before anything is compiled if that cannot be."""
+    if arguments.target == precompile.CPU:
+        if arguments.arch:
+            raise InputError("--arch is of --target cuda")
+        return [precompile.CPU]
+    if not arguments.arch:
+        gpus = find_toolchain().gpus
+        if not gpus:
+            raise InputError("there is no GPU here: say for which with --arch, as in --arch sm_90a")
+        return [gpus[0].architecture]
+    for architecture in arguments.arch:
+        check_architecture(architecture)
+    return list(dict.fromkeys(arguments.arch))
+
+
 def show_doctor(arguments: argparse.Namespace, screen: Screen) -> int:
     """What is here; that something is missing is no failure."""
     found = doctor.diagnose()
@@ -256,6 +329,8 @@ def run(arguments: argparse.Namespace) -> int:
     """What the command line asks for."""
     if arguments.command == "doctor":
         return show_doctor(arguments, open_screen())
+    if arguments.command == "compile":
+        return compile_models(arguments, open_screen())
     if bool(arguments.models) == arguments.gemm:
         raise InputError("give a model, or --gemm")
     bench = bench_gemm if arguments.gemm else bench_models

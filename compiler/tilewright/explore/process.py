@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -23,11 +23,9 @@ Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 STATUS = Path("/proc/self/status")
 
 
-def _tilewright(path: str, threads: int) -> tuple[Run, list[dict[str, Any]]]:
-    import tilewright
-
-    model = tilewright.compile(path, threads=threads)
-    inputs = [
+def described(inputs: Iterable[Any]) -> list[dict[str, Any]]:
+    """A model's inputs as JSON can hold them."""
+    return [
         {
             "name": i.name,
             "kind": i.kind,
@@ -35,9 +33,15 @@ def _tilewright(path: str, threads: int) -> tuple[Run, list[dict[str, Any]]]:
             "shape": i.shape,
             "has_default": i.has_default,
         }
-        for i in model.inputs
+        for i in inputs
     ]
-    return model.run, inputs
+
+
+def _tilewright(path: str, threads: int) -> tuple[Run, list[dict[str, Any]]]:
+    import tilewright
+
+    model = tilewright.compile(path, threads=threads)
+    return model.run, described(model.inputs)
 
 
 def _onnxruntime(path: str, threads: int) -> tuple[Run, list[dict[str, Any]]]:
