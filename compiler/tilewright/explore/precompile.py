@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.driver import compile_in, planner
-from tilewright.errors import ExecutionError, TilewrightError
+from tilewright.errors import ExecutionError
 from tilewright.explore.compare import Request, make_feeds
 from tilewright.explore.process import described
 from tilewright.explore.screen import Screen
@@ -53,7 +53,8 @@ class Machine:
 class Compiled:
     """One model for one architecture, or the reason why it could not be compiled.
 
-    `steps` are launches of one run, `compiled` of the `distinct` kernels were not in the cache.
+    `steps` are the kernels of one run, `distinct` of them differ. `compiled` were not in the cache,
+    those that lay constants out once among them.
     Stages after the first were reached with random data; `unplanned` says why planning ended early.
     """
 
@@ -112,7 +113,7 @@ def compile_case(request: Request, case: str, architecture: str, options: Option
         shop, count = _workshop(architecture, options)
         model = compile_in(shop, request.model)
         unplanned = _plan(model, make_feeds(described(model.inputs), request))
-    except TilewrightError as error:
+    except Exception as error:  # whatever it is, it must not cost the other models
         return replace(made, reason=f"{type(error).__name__}: {error}")
     made = replace(made, seconds=time.perf_counter() - start, unplanned=unplanned)
     return _with_kernels(replace(made, compiled=count()), model, shop)
@@ -196,10 +197,13 @@ def line(row: Compiled) -> str:
 
 
 def show(rows: Sequence[Compiled], screen: Screen) -> None:
-    """One table for all, then what was not planned, what needs data, and what failed."""
+    """One table for all, then what was not planned, what needs data, and what failed.
+
+    Spilled and local memory are bytes; mma counts the kernels that use tensor cores.
+    """
     screen.heading("Kernels compiled")
     columns = ["model", "for", "stages", "steps", "kernels", "new", "s"]
-    columns += ["registers", "spilled B", "local B", "tensor cores"]
+    columns += ["regs", "spilled", "local", "mma"]
     screen.table(columns, [_cells(row) for row in rows if not row.reason])
     for row in rows:
         _notes(row, screen)
