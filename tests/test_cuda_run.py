@@ -174,6 +174,18 @@ def of(text: str) -> ModelProto:
     return parser.parse_model(HEADER + text)
 
 
+DOUBLES = "g (double[m,k] x, double[k,n] w) => (double[m,n] y) { y = MatMul(x, w) }"
+
+
+def test_products_of_doubles() -> None:
+    """A vector of four of them is more than a thread can read at once."""
+    model = compile_for(EmulatedDevice(), of(DOUBLES))
+    for m, k, n in ((16, 16, 64), (9, 21, 70)):
+        x, w = normal(m, k).astype(np.float64), normal(k, n, seed=1).astype(np.float64)
+        np.testing.assert_allclose(model.run({"x": x, "w": w})["y"], x @ w, rtol=1e-12, atol=1e-12)
+    assert any("shared_f64" in kernel.source for kernel in model.kernels)
+
+
 CHECKED = of("""g (float[n] x, int64[m] i, int64[m] d) => (float[m] y, int64[m] z) {
   y = Gather(x, i)
   z = Div(i, d)

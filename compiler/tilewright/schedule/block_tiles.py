@@ -39,7 +39,7 @@ from tilewright.loops.ir import (
 from tilewright.loops.locate import axis_ranges, offset, outer_loops
 from tilewright.loops.scalars import ScalarOp
 from tilewright.schedule.cooperate import THREAD, unflattened
-from tilewright.schedule.vectors import by_vectors
+from tilewright.schedule.vectors import VECTOR_BYTES, by_vectors
 
 GROUP = 4  # results that lie side by side in one thread
 PAD = 4  # elements between the rows of a staged operand, so that they begin in different banks
@@ -268,15 +268,16 @@ class _Tiling:
         how, (a, b) = self.how, self.staged
         left = Buffer("left", a.dtype, (how.height,), space=Space.LOCAL)
         right = Buffer("right", b.dtype, (how.width,), space=Space.LOCAL)
-        k, part = Var("k"), Var("v")
+        k, lanes = Var("k"), min(GROUP, VECTOR_BYTES // a.dtype.itemsize)
+        part = Var("h") * lanes + Var("v")
         of_a = Load(a, (k, self.line(Var("g") * GROUP + part)))
         of_b = Load(b, (k, self.group(Var("g")) * GROUP + part))
         i, j = Var("i"), Var("j")
         product = Load(left, (i,)) * Load(right, (j,))
         body = Block(
             (
-                _vector("g", how.height // GROUP, Store(left, (Var("g") * GROUP + part,), of_a)),
-                _vector("g", how.width // GROUP, Store(right, (Var("g") * GROUP + part,), of_b)),
+                _groups(how.height, lanes, Store(left, (Var("g") * GROUP + part,), of_a)),
+                _groups(how.width, lanes, Store(right, (Var("g") * GROUP + part,), of_b)),
                 self.each(Accumulate(self.sums, self.place, ScalarOp.ADD, product)),
             )
         )
@@ -333,8 +334,10 @@ def baked_loop(axis: str, count: int, body: Stmt) -> Stmt:
     return For(axis, index_const(count), body, baked=True)
 
 
-def _vector(axis: str, count: int, copy: Stmt) -> Stmt:
-    return baked_loop(axis, count, For("v", index_const(GROUP), copy, LoopKind.VECTOR, baked=True))
+def _groups(count: int, lanes: int, copy: Stmt) -> Stmt:
+    """A copy of that many elements in groups, and of each group by vectors of so many lanes."""
+    vector = For("v", index_const(lanes), copy, LoopKind.VECTOR, baked=True)
+    return baked_loop("g", count // GROUP, baked_loop("h", GROUP // lanes, vector))
 
 
 def memory_step(factor: Expr, axis: str) -> int:

@@ -284,7 +284,11 @@ def _several_results(builder: Builder, axis: str, lanes: int) -> None:
 
 
 def _lanes(kernel: Kernel) -> int:
-    return lanes_for(max(_bits(b.dtype) for b in kernel.params))
+    """Elements of a vector of the widest operands, those aside that only say where others lie."""
+    loads = [n for n in walk(kernel.body) if isinstance(n, Load)]
+    places = {m for n in loads for i in n.index for m in walk(i) if isinstance(m, Load)}
+    used = {n.buffer.name for n in loads if n not in places} | set(kernel.outputs)
+    return lanes_for(max(_bits(b.dtype) for b in kernel.params if b.name in used))
 
 
 def _bits(dtype: DType) -> int:

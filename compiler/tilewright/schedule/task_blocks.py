@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import combinations, groupby
 from math import prod
 
 from tilewright.errors import ScheduleError
@@ -36,6 +36,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import accesses, axis_ranges, outer_loops
 from tilewright.loops.scalars import ScalarOp
+from tilewright.loops.verify_threads import WARP
 from tilewright.schedule.cooperate import THREAD, unflattened
 
 Around = For | If
@@ -66,9 +67,14 @@ class TaskBlocks:
 def widest_nest(kernel: Kernel) -> int:
     """The most iterations of a task that threads could share; 0 if there are none."""
     loops = [n for n in outer_loops(kernel.body) if n.kind is LoopKind.PARALLEL]
-    tasks = _Tasks(TaskBlocks(1), axis_ranges(kernel.body))
+    return widest_of(loops[-1].body if loops else kernel.body, axis_ranges(kernel.body))
+
+
+def widest_of(s: Stmt, ranges: dict[str, tuple[float, float]]) -> int:
+    """The same of one statement."""
+    tasks = _Tasks(TaskBlocks(1), ranges)
     try:
-        tasks.statement(loops[-1].body if loops else kernel.body)
+        tasks.statement(s)
     except ScheduleError:
         return 0
     return tasks.widest
@@ -93,7 +99,7 @@ class _Tasks:
                 return Alloc(self.homes[b.name], self.statement(body))
             case Block(stmts=stmts):
                 return _sequence([self.statement(t) for t in self.runs(stmts)])
-            case For() if not self.is_independent(s) and not self.apart_in(s):
+            case For() if self.is_narrow(s) or not self.is_shared(s):
                 return replace(s, body=self.statement(s.body))
             case For() | Tile():
                 return _sequence(list(self.nests(s, ())))
@@ -177,6 +183,20 @@ class _Tasks:
 
     # -- which loops may be shared
 
+    def is_shared(self, s: For) -> bool:
+        """Whether threads may take the iterations of the loop, or of those nested in it."""
+        return self.is_independent(s) or bool(self.apart_in(s))
+
+    def is_narrow(self, s: For) -> bool:
+        """Whether there is more to share within one iteration than in all of them side by side."""
+        if self.top(s) >= WARP:
+            return False
+        if self.top(s) <= 1 and any(isinstance(n, Alloc) for n in walk(s.body)):
+            return True  # whose arrays would be those of a single thread
+        beside = _Tasks(TaskBlocks(1), self.ranges)
+        list(beside.nests(s, ()))
+        return beside.widest < widest_of(s.body, self.ranges)
+
     def runs(self, stmts: Sequence[Stmt]) -> Iterator[Stmt]:
         """The statements, those for one thread that follow each other as one."""
         for lonely, run in groupby(stmts, self.is_lonely):
@@ -221,9 +241,10 @@ class _Tasks:
     def is_apart(self, places: Sequence[tuple[Expr, ...]], axis: str, inner: Set[str]) -> bool:
         """Whether one dimension tells the iterations apart, whoever goes there."""
         for dimension in zip(*places, strict=True):
-            forms = [linear(i, self.ranges) for i in dimension]
-            first = self.own_part(forms[0], axis, inner)
-            if first and all(self.own_part(f, axis, inner) == first for f in forms):
+            own = [self.own_part(linear(i, self.ranges), axis, inner) for i in dimension]
+            spans = [interval(i, self.ranges) for i in dimension]
+            pairs = combinations(zip(own, spans, strict=True), 2)
+            if all(own) and all(a == b or _are_disjoint(s, t) for (a, s), (b, t) in pairs):
                 return True
         return False
 
@@ -256,6 +277,10 @@ def _changes(s: If) -> bool:
 def _inside(low: float, high: float, at: int, step: int) -> bool:
     """Whether what lies around `at` stays between two multiples of a step."""
     return at + low >= 0 and at + high < step
+
+
+def _are_disjoint(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[1] < b[0] or b[1] < a[0]
 
 
 def _sequence(stmts: list[Stmt]) -> Stmt:
