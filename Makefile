@@ -58,6 +58,14 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.bench $(VENV)/.demo $(VENV)/.dev $(VENV)/.export $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
+# With the CUDA wheels, CUDA kernels are tested: compiled to machine code, and run by an emulator
+# where there is no GPU. Not every platform has those wheels.
+$(VENV)/.dev: $(VENV)/.python pyproject.toml
+	@$(INSTALL) -e '.[dev,cuda]' || { \
+		echo '*** The CUDA wheels cannot be installed here: tests of CUDA kernels are SKIPPED. ***' >&2; \
+		$(INSTALL) -e '.[dev]'; }
+	@touch $@
+
+$(VENV)/.bench $(VENV)/.demo $(VENV)/.export $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
 	$(INSTALL) -e '.[$*]'
 	@touch $@

@@ -190,6 +190,7 @@ def test_doctor_says_what_is_missing(install: Install, capsys: pytest.CaptureFix
     assert cli.main(["doctor", "--json"]) == cli.RIGHT
     found = json.loads(capsys.readouterr().out)
     assert found["cuda"]["usable"].startswith("no")
+    assert found["cuda"]["compiles"].startswith("no")
     assert found["missing"]["driver"].startswith("not known: cuda is not installed. Install")
     assert found["versions"]["numba"] == version("numba")
     assert "cores" in found["processor"] and "folder" in found["cache"]
@@ -200,7 +201,7 @@ def test_doctor_shows_a_device(install: Install, capsys: pytest.CaptureFixture[s
     assert cli.main(["doctor"]) == cli.RIGHT
     shown = " ".join(capsys.readouterr().out.split())
     assert "Test GPU, compute capability 9.0, 132 multiprocessors, 80.0 GiB" in shown
-    assert "usable yes" in shown
+    assert "usable yes" in shown and "compiles yes" in shown
 
 
 def test_doctor_counts_the_cache(tmp_path: Any) -> None:

@@ -14,13 +14,20 @@ from typing import Any
 
 from tilewright.explore.screen import Screen
 from tilewright.options import Options, available_cores
-from tilewright.runtime.cuda.toolchain import DISASSEMBLER, TO_RUN, Toolchain, find_toolchain
+from tilewright.runtime.cuda.toolchain import (
+    DISASSEMBLER,
+    TO_COMPILE,
+    TO_RUN,
+    Toolchain,
+    find_toolchain,
+)
 from tilewright.runtime.futex import FUTEX
 from tilewright.runtime.store import default_folder
 from tilewright_kernels.cpu.machine import machine
 
 PACKAGES = ("tilewright", "numba", "llvmlite", "numpy", "onnx", "ml_dtypes")
 CPU_DESCRIPTION = Path("/proc/cpuinfo")
+AHEAD = "tilewright compile MODEL --target cuda --arch sm_90a"
 VECTOR_FEATURES = ("avx", "amx", "fma", "f16c", "neon", "sve")  # how those for vectors begin
 
 
@@ -119,8 +126,11 @@ def _cuda(toolchain: Toolchain) -> dict[str, str]:
         memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
         facts = f"compute capability {major}.{minor}, {gpu.multiprocessors} multiprocessors"
         found[f"device {number}"] = f"{gpu.name}, {facts}, {memory}"
-    usable = toolchain.has(TO_RUN)
-    return {"usable": "yes" if usable else "no, see what is missing"} | found
+    usable, compiles = toolchain.has(TO_RUN), toolchain.has(TO_COMPILE)
+    return {
+        "usable": "yes" if usable else "no, see what is missing",
+        "compiles": f"yes, also for other GPUs: {AHEAD}" if compiles else "no, see what is missing",
+    } | found
 
 
 def _missing(toolchain: Toolchain) -> dict[str, str]:
