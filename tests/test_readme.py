@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+
+from cuda_kernels import lowered
+from tilewright.codegen.cuda import emit_cuda
+from tilewright.dtypes import DType
+from tilewright.ops.activations import gelu
+from tilewright.ops.common import elementwise
+from tilewright.ops.contraction import matmul
+from tilewright.ops.tensor import placeholder
+from tilewright.schedule.cuda import choose_cuda_schedule
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +36,15 @@ def test_kernel_compiles() -> None:
     from tilewright.runtime.objects import compile_kernel
 
     assert compile_kernel(blocks("python")[1], "readme").startswith(b"\x7fELF")
+
+
+def test_cuda_kernel_is_the_one_that_is_made() -> None:
+    x, w, b = (placeholder(s, DType.F32) for s in ((512, 768), (768, 3072), (3072,)))
+    added = elementwise(lambda p, q: p + q, matmul(x, w), b)
+    kernels, _ = lowered([x, w, b], [gelu(added)])
+    (made,) = [emit_cuda(choose_cuda_schedule(k)) for k in kernels]
+    assert (made.blocks, made.threads) == (384, 256)
+    assert ast.dump(ast.parse(made.text)) == ast.dump(ast.parse(blocks("python")[2]))
 
 
 def test_operator_is_the_one_in_the_source() -> None:
