@@ -7,7 +7,7 @@ PACKAGES := compiler kernels tests benchmarks
 MODELS ?= benchmarks/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-avx2 lint types format golden bench models train-digits clean
+.PHONY: help demo test test-avx2 lint types format golden bench bench-gpu sass models train-digits clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,13 @@ bench: $(VENV)/.bench $(if $(wildcard $(MODELS)/*.onnx),,models) ## Measure ever
 	$(BIN)/tilewright bench --gemm --threads 1 --json docs/gemm.json
 	$(BIN)/python benchmarks/report.py
 
+bench-gpu: $(VENV)/.gpu ## Check and measure all that wants an NVIDIA GPU (PyTorch is large)
+	$(BIN)/python benchmarks/gpu.py --models $(MODELS) $(RUN)
+
+sass: $(VENV)/.cuda $(if $(wildcard $(MODELS)/*.onnx),,models) ## Compile the models' CUDA kernels to machine code; no GPU is needed
+	$(BIN)/tilewright compile $(MODELS)/*.onnx --target cuda --arch sm_80 sm_90a --json docs/cuda_sass.json
+	$(BIN)/python benchmarks/report.py
+
 models: $(VENV)/.export ## Export the models that `make bench` measures (PyTorch is large)
 	$(BIN)/python benchmarks/export.py --out $(MODELS)
 
@@ -66,6 +73,6 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 		$(INSTALL) -e '.[dev]'; }
 	@touch $@
 
-$(VENV)/.bench $(VENV)/.demo $(VENV)/.export $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
+$(VENV)/.bench $(VENV)/.cuda $(VENV)/.demo $(VENV)/.export $(VENV)/.gpu $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
 	$(INSTALL) -e '.[$*]'
 	@touch $@

@@ -71,14 +71,38 @@ IMAGE_MODELS = {
 }
 
 
+# Where timm is missing; the same architectures in other words.
+OF_TORCHVISION = {
+    "resnet50": "resnet50",
+    "mobilenetv3_large_100": "mobilenet_v3_large",
+    "efficientnet_b0": "efficientnet_b0",
+    "regnety_008": "regnet_y_800mf",
+    "densenet121": "densenet121",
+    "convnext_tiny": "convnext_tiny",
+    "vit_base_patch16_224": "vit_b_16",
+    "swin_tiny_patch4_window7_224": "swin_t",
+}
+
+
 def _image_model(name: str, size: int) -> Callable[[], Case]:
     def build() -> Case:
-        import timm
-
-        built = timm.create_model(name, pretrained=False, exportable=True)
-        return built, {"image": torch.randn(1, 3, size, size)}
+        return _of_images(name), {"image": torch.randn(1, 3, size, size)}
 
     return build
+
+
+def _of_images(name: str) -> nn.Module:
+    """An architecture of timm; of torchvision, if only that is there and has it."""
+    try:
+        import timm
+    except ImportError:
+        if name not in OF_TORCHVISION:
+            raise
+        import torchvision
+
+        found: nn.Module = torchvision.models.get_model(OF_TORCHVISION[name], weights=None)
+        return found
+    return timm.create_model(name, pretrained=False, exportable=True)
 
 
 MODELS.update({name: _image_model(*source) for name, source in IMAGE_MODELS.items()})
@@ -299,14 +323,19 @@ def settle(built: nn.Module, inputs: dict[str, Tensor]) -> None:
         built.train()(*(torch.randn(4, *x.shape[1:]) for x in inputs.values()))
 
 
-def export(name: str, folder: Path) -> Path:
-    """The model's file, in one piece."""
+def built(name: str) -> Case:
+    """The model and its inputs, the same ones each time."""
     torch.manual_seed(SEED)
-    built, inputs = MODELS[name]()
-    settle(vary(built), inputs)
+    made, inputs = MODELS[name]()
+    settle(vary(made), inputs)
+    return made.eval(), inputs
+
+
+def write(name: str, made: nn.Module, inputs: dict[str, Tensor], folder: Path) -> Path:
+    """The model's file, in one piece."""
     path = folder / f"{name}.onnx"
     torch.onnx.export(
-        built.eval(),
+        made,
         tuple(inputs.values()),
         str(path),
         input_names=list(inputs),
@@ -316,6 +345,11 @@ def export(name: str, folder: Path) -> Path:
         verbose=False,
     )
     return path
+
+
+def export(name: str, folder: Path) -> Path:
+    """The model's file, in one piece."""
+    return write(name, *built(name), folder)
 
 
 def main(words: Sequence[str] | None = None) -> int:

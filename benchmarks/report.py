@@ -2,8 +2,9 @@
 
 python benchmarks/report.py [README.md]
 
-Reads docs/performance.json and docs/gemm.json as `tilewright bench` has written them; `make bench`
-does all of it.
+Reads what others have written: docs/performance.json and docs/gemm.json (`make bench`),
+docs/cuda_sass.json (`make sass`) and, where a GPU has been measured, docs/gpu.json
+(`make bench-gpu`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_parts import tables
+from gpu_parts.tables import table
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: {} -->\n", "<!-- end of figures -->\n"
 ENGINE = {"onnxruntime": "ONNX Runtime"}
 Figures = Mapping[str, Any]
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all but the first column are numbers."""
-    rule = ["---", *["---:"] * (len(titles) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (titles, rule, *rows))
 
 
 def by_model(found: Figures) -> dict[str, dict[int, Figures]]:
@@ -119,12 +117,47 @@ def spread(run: Figures) -> str:
     )
 
 
+def machine_code(found: Figures) -> str:
+    """Kernels of all models and what became of them, for the newest architecture; one sentence on
+    each of the others."""
+    newest, *others = sorted({r["architecture"] for r in found["rows"]}, reverse=True)
+    titles = ["model", "launches", "kernels", "s", "registers", "spilled bytes", "on tensor cores"]
+    rows = [
+        [f"{r['model']} {r['case']}".strip(), str(r["steps"]), str(r["distinct"])]
+        + [f"{r['seconds']:.1f}"]
+        + [str(r["machine"][k]) for k in ("registers", "spill_bytes", "tensor_cores")]
+        for r in found["rows"]
+        if r["architecture"] == newest
+    ]
+    tools = ", ".join(f"{name} {version}" for name, version in found["toolchain"].items())
+    said = "".join(f"{_totals(found, a)}\n" for a in (newest, *others))
+    return f"{table(titles, rows)}\n{said}Compiled by {tools}.\n"
+
+
+def _totals(found: Figures, architecture: str) -> str:
+    rows = [r for r in found["rows"] if r["architecture"] == architecture]
+    kernels = sum(r["distinct"] for r in rows)
+    spilling = sum(r["machine"]["spilling"] for r in rows)
+    return (
+        f"For {architecture}: {kernels:,} kernels of {len(rows)} model{'s'[: len(rows) > 1]} "
+        f"in {sum(r['seconds'] for r in rows):,.0f} s, {spilling or 'none'} of which "
+        f"spill{'s' if spilling == 1 else ''} registers."
+    )
+
+
 def sections(folder: Path) -> Iterator[tuple[str, str]]:
     """Names of places in the README, and what belongs there."""
-    found = json.loads((folder / "performance.json").read_text(encoding="utf-8"))
+    found = _read(folder / "performance.json")
     yield "performance", performance(found)
     yield "starts", starts(found)
-    yield "products", products(json.loads((folder / "gemm.json").read_text(encoding="utf-8")))
+    yield "products", products(_read(folder / "gemm.json"))
+    yield "machine code", machine_code(_read(folder / "cuda_sass.json"))
+    if (measured := folder / "gpu.json").exists():
+        yield "gpu", "\n".join(tables.sections(_read(measured)["runs"][-1]))
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def filled(text: str, folder: Path) -> str:

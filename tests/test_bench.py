@@ -353,7 +353,7 @@ def test_a_process_that_is_silent_is_an_error() -> None:
         Engine("numpy", ["-m", gemm.__name__, "numpy", "1"], 60) as engine,
         pytest.raises(EngineError, match=r"no answer within 0\.01 s"),
     ):
-        engine._limit = 0.01
+        engine.limit = 0.01
         engine.ask("prepare", shape=[900, 900, 900])
     assert engine._process.returncode is not None
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGE = "".join(
     f"# {name}\n<!-- figures: {name} -->\nold\n<!-- end of figures -->\n"
-    for name in ("performance", "starts", "products")
+    for name in ("performance", "starts", "products", "machine code")
 )
 
 
@@ -56,12 +56,19 @@ def figures(tmp_path: Path) -> Path:
         for label, (m, k, n), ratio in sizes
     ]
     (tmp_path / "gemm.json").write_text(json.dumps([{"threads": 1, "products": products}]))
+    compiled = [
+        {"model": "a", "case": "", "architecture": name, "steps": 7, "distinct": 5, "seconds": 1.5}
+        | {"machine": {"registers": 90, "spill_bytes": 8, "spilling": spilling, "tensor_cores": 2}}
+        for name, spilling in (("sm_80", 0), ("sm_90a", 1))
+    ]
+    made = {"toolchain": {"nvJitLink": "13"}, "rows": compiled}
+    (tmp_path / "cuda_sass.json").write_text(json.dumps(made))
     return tmp_path
 
 
 def test_figures_come_into_their_places(figures: Path) -> None:
     text = report.filled(PAGE, figures)
-    assert "old" not in text and text.count("<!-- end of figures -->") == 3
+    assert "old" not in text and text.count("<!-- end of figures -->") == 4
     assert "| a | 4 | 10 | 2.50 | 4 | 10 | 2.50 |" in text
     assert "| b n=2 |  |  |  | 4 | 10 | 0.75 |" in text
     assert "| **geometric mean** |  |  | **2.50** |  |  | **1.37** |" in text
@@ -69,6 +76,9 @@ def test_figures_come_into_their_places(figures: Path) -> None:
     assert "| a | 120 | 60 | 0.75 | 0.75 |" in text
     assert "| 8x9x10 | BERT | 1 | 4 | 2 | 2.00 | 50% |" in text
     assert "All 2 products" in text and "of the 1 from 10 MFLOP, with 1 thread," in text
+    assert text.count("| a | 7 | 5 | 1.5 | 90 | 8 | 2 |") == 1
+    assert "For sm_90a: 5 kernels of 1 model in 2 s, 1 of which spills registers." in text
+    assert "For sm_80: 5 kernels of 1 model in 2 s, none of which spill registers." in text
     assert report.filled(text, figures) == text  # again: the same page
 
 

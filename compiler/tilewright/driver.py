@@ -123,7 +123,7 @@ def planner(options: Options, tune: float = 0.0, cache: KernelCache | None = Non
     return build
 
 
-def cuda_workshop(options: Options, port: Port) -> Workshop:
+def cuda_workshop(options: Options, port: Port, ceilings: DeviceCeilings | None = None) -> Workshop:
     """The same for a GPU; constants are in its memory once."""
     cache, weights = CudaKernelCache(options), PackedWeights()
     constants = DeviceConstants(port.device)
@@ -131,7 +131,7 @@ def cuda_workshop(options: Options, port: Port) -> Workshop:
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
         return CudaPlan(inputs, outputs, port, cache, weights, constants)
 
-    return Workshop(options, build, port, DeviceCeilings(port.device, cache))
+    return Workshop(options, build, port, ceilings or DeviceCeilings(port.device, cache))
 
 
 def support(model: Model) -> SupportReport:

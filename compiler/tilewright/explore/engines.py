@@ -29,7 +29,7 @@ class Engine:
         limit: float,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.name, self._limit = name, limit
+        self.name, self.limit = name, limit
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         paths = os.pathsep.join(os.path.abspath(p) for p in sys.path)
         self._process = subprocess.Popen(
@@ -70,9 +70,9 @@ class Engine:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], self._limit)
+        ready, _, _ = select.select([self._process.stdout], [], [], self.limit)
         if not ready:
-            raise EngineError(f"{self.name}: no answer within {self._limit:g} s")
+            raise EngineError(f"{self.name}: no answer within {self.limit:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise EngineError(f"{self.name}: {self._last_words()}")
