@@ -1,9 +1,30 @@
-"""Points at which kernels could be made in several ways that all compute the same."""
+"""What was decided: why values are computed apart, and between ways that compute the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one value is not computed inside another, or does not share a kernel with it.
+
+    The values are named by operators and shape; the nodes are those that each of them computes.
+    """
+
+    value: str
+    how: str  # "is not computed inside" or "does not share a kernel with"
+    other: str
+    why: str
+    nodes: tuple[str, ...] = ()
+    other_nodes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.how} {self.other}: {self.why}"
+
+
+Reason = Refusal | str
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ def _steps(t: Compute, lanes: Mapping[int, int]) -> list[Compute]:
     if parts.shape[0] > 1:
         op = t.reduction.op
         lane = compute((width,), lambda k, p: parts[p, k], reduce=op, over=parts.shape[:1])
-        steps.append(replace(lane, op=t.op, node=t.node))
+        steps.append(replace(lane, op=t.op, node=t.node, inside=t.inside))
     last = steps[-1]
     index: tuple[Operand, ...] = (Var(along),) if last.rank == 1 else (0, Var(along))
     over = replace(t.reduction, axes=((along, width),))
@@ -125,4 +125,5 @@ def _partial(t: Compute, along: str, width: int) -> Compute:
 
     steps = [*over, -(-length // width)]
     made = compute((count, width), element, reduce=t.reduction.op, over=steps)
-    return replace(made, body=simplify_loads(made.body, ranges_of(made)), op=t.op, node=t.node)
+    body = simplify_loads(made.body, ranges_of(made))
+    return replace(made, body=body, op=t.op, node=t.node, inside=t.inside)

@@ -14,7 +14,8 @@ from math import prod
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction
-from tilewright.fusion.inline import Program, label, reads_in_place
+from tilewright.fusion.decide import Refusal
+from tilewright.fusion.inline import Program, label, nodes_of, reads_in_place
 from tilewright.fusion.sums import lies_across
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.ir import Load, Var, strides_of, walk
@@ -46,6 +47,13 @@ class Group:
     @property
     def outputs(self) -> Sequence[Tensor]:
         return self.nest.outputs if self.nest else self.members
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The model's nodes inside, in order."""
+        if self.nest:
+            return (self.nest.node,) if self.nest.node else ()
+        return tuple(dict.fromkeys(n for m in self.members for n in m.nodes))
 
     @property
     def label(self) -> str:
@@ -100,7 +108,9 @@ class _Grouper:
                 self._place(g, t)
                 return
             self.program.decisions.append(
-                f"{label(t)} does not share a kernel with {g.label}: {why}"
+                Refusal(
+                    label(t), "does not share a kernel with", g.label, why, nodes_of(t), g.nodes
+                )
             )
         self._place(_alone(t, self.program.contractions.get(t.name)), t)
 

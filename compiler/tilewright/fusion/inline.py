@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction, find_contraction, ranges_of
+from tilewright.fusion.decide import Refusal
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
@@ -59,7 +60,7 @@ class Program:
     order: list[Tensor]
     consumers: dict[str, list[Tensor]]
     contractions: dict[str, Contraction]
-    decisions: list[str] = field(default_factory=list)
+    decisions: list[Refusal] = field(default_factory=list)
     checked: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # nodes whose checks a tensor's body makes
@@ -101,7 +102,7 @@ class _Inliner:
         self.output_names = {t.name for t in outputs}
         self.done: dict[str, Tensor] = {}
         self.contractions: dict[str, Contraction] = {}
-        self.decisions: list[str] = []
+        self.decisions: list[Refusal] = []
         self.checked: dict[str, tuple[str, ...]] = {}
         self.math_ok = self._views_that_take_math()
         self.for_convolutions = self._read_by_convolutions()
@@ -316,10 +317,18 @@ class _Inliner:
         nodes = [c for p in inlined for c in self.checked.get(p.name, ())]
         self.checked[t.name] = tuple(dict.fromkeys([*self.checked[t.name], *nodes]))
         ops = dict.fromkeys(o for p in (*inlined, t) for o in p.op.split("+") if o)
-        return replace(t, body=simplify_loads(body, ranges_of(t)), op="+".join(ops))
+        inside = dict.fromkeys(n for p in inlined for n in p.nodes)
+        return replace(
+            t,
+            body=simplify_loads(body, ranges_of(t)),
+            op="+".join(ops),
+            inside=tuple(dict.fromkeys((*inside, *t.inside))),
+        )
 
     def _note(self, p: Tensor, c: Compute, why: str) -> None:
-        self.decisions.append(f"{label(p)} is not computed inside {label(c)}: {why}")
+        self.decisions.append(
+            Refusal(label(p), "is not computed inside", label(c), why, nodes_of(p), nodes_of(c))
+        )
 
 
 def channels_last_order(rank: int) -> tuple[int, ...]:
@@ -361,6 +370,13 @@ def label(t: Tensor) -> str:
         else type(t).__name__
     )
     return f"{name or 'value'}[{'x'.join(map(str, t.shape))}]"
+
+
+def nodes_of(t: Tensor) -> tuple[str, ...]:
+    """The model's nodes that a tensor computes."""
+    if isinstance(t, NestOutput):
+        return (t.nest[0].node,) if t.nest[0].node else ()
+    return t.nodes if isinstance(t, Compute) else ()
 
 
 def is_view(t: Compute) -> bool:

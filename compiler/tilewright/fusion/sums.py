@@ -202,7 +202,9 @@ def widened(parts: Compute) -> tuple[Compute, list[Compute]]:
         env: dict[str, Expr] = dict(zip(parts.axes[1:], map(Var, axes), strict=True))
         body: Expr = substitute(n, env)  # type: ignore[assignment]
         name = f"{parts.name}_wide{len(made)}"
-        made.append(Compute(name, dtype_of(n), shape, axes=axes, body=body, op=parts.op))
+        made.append(
+            Compute(name, dtype_of(n), shape, axes=axes, body=body, op=parts.op, node=parts.node)
+        )
         return Load(made[-1], tuple(Var(a) for a in parts.axes[1:]))
 
     body: Expr = rewrite(parts.body, rule)  # type: ignore[assignment]

@@ -122,6 +122,12 @@ class Compute(Tensor):
     exact: bool = False  # a sum of whole numbers, which no rearrangement may round
     op: str = ""  # the operators it computes, for names and explanations
     node: str = ""  # the node it came from, for messages
+    inside: tuple[str, ...] = ()  # the nodes that are computed inside its body
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that it computes, its own last."""
+        return tuple(n for n in dict.fromkeys((*self.inside, self.node)) if n)
 
 
 @dataclass(frozen=True, eq=False)

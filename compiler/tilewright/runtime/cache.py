@@ -34,6 +34,7 @@ from tilewright.runtime.progress import Progress, default_progress
 from tilewright.runtime.store import Store, StoredObject, default_folder, digest
 from tilewright.runtime.workers import compile_all, worker_count
 
+DISK, COMPILED = "disk", "compiled"  # where a kernel came from
 ABI_VERSION = "1"  # of the interface between kernels, executor and plan
 KERNELS_PACKAGE = "tilewright_kernels"
 PIPELINE_FILES = ("objects.py", "loader.py")  # they decide what becomes of a text
@@ -95,6 +96,7 @@ class KernelCache:
         self.options = options or Options.from_environment()
         self.store = Store(self.options.cache_dir or default_folder(), self.options.cache_bytes)
         self._known: dict[str, Future[int]] = {}
+        self.origins: dict[str, str] = {}  # of each text: DISK or COMPILED
         self._stats = CacheStats()
         self._lock = threading.Lock()
         _CACHES.add(self)
@@ -143,6 +145,7 @@ class KernelCache:
         except BaseException as error:
             self._fail(wanted, error)
             raise
+        self.origins.update({t: COMPILED if t in compiled else DISK for t in wanted})
         for future, address in zip(wanted.values(), addresses, strict=True):
             future.set_result(address)
         self._record(len(stored), len(compiled), time.perf_counter() - start)

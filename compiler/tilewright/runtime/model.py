@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.remote import RemoteArray
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
+from tilewright.runtime.explain import Explainer
 from tilewright.runtime.inputs import read_inputs, show_shape
-from tilewright.runtime.profile import Profile, profile
-from tilewright.runtime.report import Report, kernels_of, report_stages
+from tilewright.runtime.profile import Measured, Profile, profile
+from tilewright.runtime.report import Explanation, Report, kernels_of, report_stages
+from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session, Workshop
 
 MOST_NAMED = 5  # nodes in a message
@@ -70,6 +72,7 @@ class CompiledModel:
         self._required = [n for n in self._names if n not in graph.defaults]
         self._places = tuple(enumerate(o.name for o in graph.outputs))
         self._warned = False
+        self._measured: Measured = {}
         self._main = self._session(frozenset())
 
     @property
@@ -123,16 +126,26 @@ class CompiledModel:
             if not isinstance(session.enter(values).stage.cut, Finish):
                 session.run(values)
 
-    def explain(self) -> Report:
-        """How the model runs for the signatures seen so far, and why so."""
-        log, port = self._log, self._port
-        return Report(
-            self._graph.name,
-            tuple(log.applied),
-            tuple(log.unfolded.items()),
-            report_stages(self._all_sessions(), self._workshop.known_ceilings()),
-            port.crossings.seen() if port else (),
-        )
+    @overload
+    def explain(self) -> Report: ...
+    @overload
+    def explain(self, what: Any, other: str | None = None) -> Explanation: ...
+    def explain(self, what: Any = None, other: str | None = None) -> Explanation:
+        """How the model runs for the signatures seen so far, and why so.
+
+        `what` is a kernel or its name ("k3"), a node's name or that of a value it computes; with
+        `other` it is why these two nodes do not share a kernel. InputError for unknown names.
+        """
+        log, limits = self._log, self._workshop.known_ceilings()
+        seconds = {key: taken for key, (_, taken) in self._measured.items()}
+        crossings = self._port.crossings.seen() if self._port else ()
+        if what is None:
+            stages = report_stages(self._all_sessions(), limits, seconds)
+            kept = tuple(log.unfolded.items())
+            return Report(self._graph.name, tuple(log.applied), kept, stages, crossings)
+        segments = list(self._segments())
+        explainer = Explainer(self._graph, log.applied, segments, limits, seconds, crossings)
+        return explainer.about(what, other)
 
     @property
     def kernels(self) -> list[Any]:
@@ -158,9 +171,10 @@ class CompiledModel:
         return profile(
             self._graph.name,
             self._whole_call(feeds),
-            lambda: [g for s in self._all_sessions() for g in s.segments()],
+            lambda: list(self._segments()),
             self._workshop.ceilings,
             seconds,
+            self._measured,
         )
 
     def _whole_call(self, feeds: Mapping[str, Any]) -> Callable[[], object]:
@@ -248,6 +262,11 @@ class CompiledModel:
     def _all_sessions(self) -> Iterator[Session]:
         yield from list(self._sessions.values())
         yield from self._workshop.sessions()
+
+    def _segments(self) -> Iterator[Segment]:
+        """The stages made so far, in the order in which they are numbered."""
+        for session in self._all_sessions():
+            yield from session.segments()
 
     def _example(self, shapes: Shapes) -> dict[str, Any]:
         """Arrays of zeros, except where an array is given."""

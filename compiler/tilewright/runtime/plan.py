@@ -18,7 +18,7 @@ import numpy as np
 
 from tilewright.codegen.emit import Emitted, emit
 from tilewright.errors import ExecutionError
-from tilewright.fusion.decide import Pick, Point
+from tilewright.fusion.decide import Pick, Point, Reason
 from tilewright.fusion.extremes import split_extremes
 from tilewright.fusion.gates import quotients_before_quantisation
 from tilewright.fusion.groups import form_groups
@@ -57,6 +57,7 @@ from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
 from tilewright.runtime.results import Results, address_of, computed
 from tilewright.runtime.stopwatch import Stopwatch
+from tilewright.runtime.stories import Story, story
 from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
@@ -68,6 +69,10 @@ NANOSECONDS_PER_NODE = 0.025  # of an expression in plain loops, once
 NANOSECONDS_PER_PRODUCT = 0.005  # and node, on register tiles
 NANOSECONDS_PER_BYTE = 0.0025  # and node, that tiles load for each of their rows
 TASKS_PER_THREAD = 4
+
+
+def _no_story() -> Story:
+    return Story((), "")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class PlannedKernel:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     kernel: Kernel = field(repr=False, compare=False)
+    nodes: tuple[str, ...] = ()  # of the model, that it computes
+    story: Callable[[], Story] = field(repr=False, compare=False, default=_no_story)
 
     @cached_property
     def cost(self) -> Cost:
@@ -145,7 +152,7 @@ class Plan:
             for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
         ]
         weights.give_up_sources()
-        self.decisions = (*program.decisions, *choices.notes)
+        self.decisions: tuple[Reason, ...] = (*program.decisions, *choices.notes)
         publish(self.kernels, options)
         self._free: list[_Instance] = []
         self._results = Results(inputs, legal)
@@ -239,6 +246,17 @@ class Plan:
             reads=tuple(v for b, v in names.items() if b not in written),
             writes=tuple(v for b, v in names.items() if b in written),
             kernel=kernel,
+            nodes=n.group.nodes,
+            story=lambda: self._story(n, e.text),
+        )
+
+    def _story(self, n: Lowered, text: str) -> Story:
+        cache, pick = self._cache, Choices(self.choices.known).pick
+        return story(
+            lambda journal: choose_schedule(n, tile_limits(), pick, journal),
+            cache.origins.get(text, ""),
+            cache.key_fields(text),
+            cache.store,
         )
 
     # -- running

@@ -146,6 +146,10 @@ def _cells(s: StepProfile, total: float) -> list[str]:
     return [*first, str(s.tasks), *numbers, *rates, f"{s.peak:.0%}", f"{s.bandwidth:.0%}", s.bound]
 
 
+Measured = dict[int, tuple[Any, float]]
+"""Seconds of kernels by their identity, and the kernels themselves, so that it stays theirs."""
+
+
 class _Key(NamedTuple):
     """A step: the segment it belongs to (which is kept, so that its id stays its own), and which
     of its kernels; None is its host step."""
@@ -250,8 +254,12 @@ def profile(
     segments: Callable[[], Sequence[Segment]],
     limits: Callable[[], Ceilings],
     seconds: float,
+    measured: Measured,
 ) -> Profile:
-    """The profile of `run`, a call of a model whose compiled stages are `segments()`."""
+    """The profile of `run`, a call of a model whose compiled stages are `segments()`.
+
+    `measured` becomes the median seconds of one run of each kernel, by its identity.
+    """
     run()  # makes what is not made yet
     ceilings = limits()
     calls: list[float] = []
@@ -271,6 +279,12 @@ def profile(
         _step(key, numbers[id(key.segment)] if len(numbers) > 1 else None, records, ceilings)
         for key in keys
     )
+    measured.clear()
+    for key, step in zip(keys, steps, strict=True):
+        runner = key.segment.runner
+        if key.kernel is not None and runner is not None and runner.kernels:
+            kernel = runner.kernels[key.kernel]
+            measured[id(kernel)] = kernel, step.seconds / max(step.calls, 1)
     return Profile(model, statistics.median(calls), len(records), ceilings, steps)
 
 

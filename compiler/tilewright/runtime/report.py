@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tilewright.fusion.decide import Refusal
 from tilewright.graph.stages import Finish, HostStep, NeedValue
 from tilewright.ops.tensor import Placeholder
 from tilewright.runtime.ceilings import Ceilings
@@ -15,15 +16,58 @@ from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session
 
 
+class Explanation:
+    """What can be explained: `str()` is for people, `to_dict()` and `to_json()` for programs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain types."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    def to_json(self) -> str:
+        """All of it."""
+        return json.dumps(self.to_dict())
+
+
+@dataclass(frozen=True)
+class KernelReport(Explanation):
+    """One kernel of a plan, in short.
+
+    `flops` and `bytes` are those of one run, `limit` its least seconds on this machine and
+    `seconds` what the last profile measured; None where that is not known.
+    """
+
+    name: str
+    operators: str
+    nodes: tuple[str, ...]
+    schedule: tuple[str, ...]
+    flops: float
+    bytes: float
+    limit: float | None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        line = f"{self.name}: {self.flops / 1e6:,.2f} MFLOP, {self.bytes / 1e6:,.2f} MB"
+        if self.limit is not None:
+            line += f", at least {self.limit * 1e6:,.1f} us"
+        if self.seconds is not None:
+            line += f", took {self.seconds * 1e6:,.1f} us"
+        return line
+
+
 @dataclass(frozen=True)
 class StageReport:
-    """One stage: `inputs` are dtypes and shapes, `then` is what ends it and `reason` why."""
+    """One stage: `inputs` are dtypes and shapes, `then` is what ends it and `reason` why.
+
+    `refusals` tell of each value why it is not computed inside another or does not share a kernel
+    with it; `decisions` are these and others as sentences.
+    """
 
     graph: str
     inputs: tuple[str, ...]
     nodes: int
-    kernels: tuple[str, ...]
+    kernels: tuple[KernelReport, ...]
     decisions: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
     then: str
     reason: str
     seconds: float
@@ -31,8 +75,8 @@ class StageReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a model runs for the signatures seen: `str()` for people, `to_json()` for programs.
+class Report(Explanation):
+    """How a model runs for the signatures seen.
 
     `rewrites` are (rule, node) of the import, `kept` the nodes it might have folded and why not;
     `crossings` is what calls have copied between the host and a GPU, and why.
@@ -49,14 +93,10 @@ class Report:
         """Stages that end in a node run by ONNX's reference implementation."""
         return tuple(s for s in self.stages if s.then.startswith("reference"))
 
-    def to_json(self) -> str:
-        """The whole report."""
-        return json.dumps(asdict(self))
-
     def __str__(self) -> str:
         lines = [f"model {self.model!r}: {len(self.stages)} stages compiled so far"]
         if self.rewrites:
-            lines.append(f"rewritten on import: {_counted(rule for rule, _ in self.rewrites)}")
+            lines.append(f"rewritten on import: {counted(rule for rule, _ in self.rewrites)}")
         for number, stage in enumerate(self.stages):
             lines.extend(_stage_lines(number, stage))
         if self.crossings:
@@ -72,33 +112,52 @@ def _stage_lines(number: int, stage: StageReport) -> list[str]:
         f"stage {number} of {stage.graph!r} for ({', '.join(stage.inputs)})",
         f"  {stage.nodes} nodes in {len(stage.kernels)} kernels; {took}",
         *(f"    {k}" for k in stage.kernels),
-        *(f"  - {d}" for d in stage.decisions),
+        *(f"  - {d}" for d in repeated(stage.decisions)),
     ]
     ending = f"  then {stage.then}" + (f": {stage.reason}" if stage.reason else "")
     return [*lines, ending] if stage.then != "done" else lines
 
 
-def _counted(words: Iterable[str]) -> str:
+def repeated(lines: Iterable[str]) -> list[str]:
+    """Each line once, with how often it came."""
+    return [f"{line} ({n} times)" if n > 1 else line for line, n in _counts(lines).items()]
+
+
+def counted(words: Iterable[str]) -> str:
+    """Each word once, with how often it came."""
+    return ", ".join(f"{w} x{n}" if n > 1 else w for w, n in _counts(words).items())
+
+
+def _counts(words: Iterable[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for word in words:
         counts[word] = counts.get(word, 0) + 1
-    return ", ".join(f"{w} x{c}" if c > 1 else w for w, c in counts.items())
+    return counts
 
 
-def report_stages(sessions: Iterable[Session], limits: Ceilings | None) -> tuple[StageReport, ...]:
-    """Every stage made so far, outer graphs first; least times if the machine is known."""
-    return tuple(_report(s.graph.name, g, limits) for s in sessions for g in s.segments())
+def report_stages(
+    sessions: Iterable[Session], limits: Ceilings | None, seconds: Mapping[int, float]
+) -> tuple[StageReport, ...]:
+    """Every stage made so far, outer graphs first; least times if the machine is known, and
+    measured ones by the identity of kernels."""
+    return tuple(_report(s.graph.name, g, limits, seconds) for s in sessions for g in s.segments())
 
 
-def _report(graph: str, segment: Segment, limits: Ceilings | None) -> StageReport:
+def _report(
+    graph: str, segment: Segment, limits: Ceilings | None, seconds: Mapping[int, float]
+) -> StageReport:
     stage, runner = segment.stage, segment.runner
-    then, reason = _ending(segment)
+    then, reason = ending(segment)
+    decisions = tuple(runner.decisions) if runner else ()
     return StageReport(
         graph,
         tuple(map(_declare, stage.inputs)),
         len(set(stage.labels.values())) if runner else 0,
-        tuple(_kernel_line(k, limits) for k in runner.kernels) if runner else (),
-        tuple(runner.decisions) if runner else (),
+        tuple(kernel_report(k, limits, seconds.get(id(k))) for k in runner.kernels)
+        if runner
+        else (),
+        tuple(map(str, decisions)),
+        tuple(d for d in decisions if isinstance(d, Refusal)),
         then,
         reason,
         segment.seconds,
@@ -106,7 +165,8 @@ def _report(graph: str, segment: Segment, limits: Ceilings | None) -> StageRepor
     )
 
 
-def _ending(segment: Segment) -> tuple[str, str]:
+def ending(segment: Segment) -> tuple[str, str]:
+    """What ends a stage, and why."""
     match segment.stage.cut:
         case Finish():
             return "done", ""
@@ -122,15 +182,22 @@ def _declare(value: Placeholder) -> str:
     return f"{value.dtype.numpy}[{', '.join(map(str, value.shape))}]"
 
 
-def _kernel_line(kernel: Any, limits: Ceilings | None) -> str:
+def kernel_report(
+    kernel: Any, limits: Ceilings | None, seconds: float | None = None
+) -> KernelReport:
     """A kernel's name, what it does, and how long that takes at least on this machine."""
-    name, cost = str(getattr(kernel, "name", kernel)), getattr(kernel, "cost", None)
-    if cost is None:
-        return name
-    line = f"{name}: {cost.flops / 1e6:,.2f} MFLOP, {cost.bytes / 1e6:,.2f} MB"
-    if limits is None:
-        return line
-    return f"{line}, at least {limits.seconds(cost.flops, cost.bytes) * 1e6:,.1f} us"
+    cost = kernel.cost
+    limit = limits.seconds(cost.flops, cost.bytes) if limits else None
+    return KernelReport(
+        kernel.name,
+        kernel.graph,
+        tuple(kernel.nodes),
+        tuple(kernel.schedule),
+        cost.flops,
+        cost.bytes,
+        limit,
+        seconds,
+    )
 
 
 def kernels_of(sessions: Iterable[Session]) -> list[Any]:

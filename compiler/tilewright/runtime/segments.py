@@ -10,6 +10,7 @@ from weakref import WeakSet, ref
 
 import numpy as np
 
+from tilewright.fusion.decide import Reason
 from tilewright.graph.ir import Array
 from tilewright.graph.remote import is_array
 from tilewright.graph.stages import Finish, NeedValue, Stage
@@ -37,7 +38,7 @@ class Runner(Protocol):
         """The kernels, in order of execution."""
 
     @property
-    def decisions(self) -> Sequence[str]:
+    def decisions(self) -> Sequence[Reason]:
         """Why operators share a kernel or do not."""
 
     @property
@@ -70,7 +71,7 @@ class Evaluation:
     """A Runner without kernels: the tensor expressions themselves, on whole arrays."""
 
     kernels: Sequence[Any] = ()
-    decisions: Sequence[str] = ()
+    decisions: Sequence[Reason] = ()
     nbytes = 0
 
     def __init__(self, inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> None:

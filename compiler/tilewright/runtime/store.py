@@ -120,6 +120,27 @@ class Store:
             total -= size
         self._room = self.limit - total
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all objects, the newest first; what cannot be read is left out."""
+        for _, _, path in sorted(self._files(), reverse=True):
+            with suppress(OSError, ValueError, KeyError, struct.error):
+                yield _key_of(path)
+
+    def usage(self) -> tuple[int, int]:
+        """How many objects there are, and their bytes."""
+        sizes = [size for _, size, _ in self._files()]
+        return len(sizes), sum(sizes)
+
+    def clear(self) -> int:
+        """Deletes all objects; how many there were."""
+        count = 0
+        for _, _, path in list(self._files()):
+            with suppress(OSError):
+                path.unlink()
+                count += 1
+        self._room = self.limit
+        return count
+
     def _account(self, size: int) -> None:
         """Sweeps when the files are likely to exceed the limit, seen from this process alone."""
         if self._room is not None:
@@ -159,6 +180,18 @@ def decode(content: bytes, key: str) -> StoredObject:
     if fields["key"] != key:
         raise ValueError("two keys with one digest")
     return StoredObject(body[4 + length :], fields["symbol"], tuple(fields["requires"]))
+
+
+def _key_of(path: Path) -> str:
+    """The key that the head of a file names."""
+    with path.open("rb") as file:
+        start = file.read(HEADER_AT + 4)
+        if start[: len(MAGIC)] != MAGIC:
+            raise ValueError("no object file of this version")
+        (length,) = struct.unpack_from("<I", start, HEADER_AT)
+        if length > path.stat().st_size:
+            raise ValueError("damaged")
+        return str(json.loads(file.read(length))["key"])
 
 
 def _checksum(body: bytes) -> bytes:

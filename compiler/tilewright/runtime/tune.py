@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from tilewright.fusion.decide import Reason
 from tilewright.graph.ir import Array
 from tilewright.loops.structure import structure
 from tilewright.runtime.cache import KernelCache, environment_fields
@@ -82,7 +83,7 @@ class TunedRunner:
         return self.plan.kernels
 
     @property
-    def decisions(self) -> Sequence[str]:
+    def decisions(self) -> Sequence[Reason]:
         return self.plan.decisions
 
     @property

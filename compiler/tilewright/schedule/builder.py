@@ -8,19 +8,30 @@ from tilewright.errors import ScheduleError, VerifyError
 from tilewright.loops.ir import Const, Kernel
 from tilewright.loops.locate import find_loop, outer_loops
 from tilewright.schedule.directives import Bind, Directive, Merge, schedule
+from tilewright.schedule.journal import Journal
 
 
 class Builder:
-    """A kernel under scheduling: `attempt` applies a directive if it is legal."""
+    """A kernel under scheduling: `attempt` applies a directive if it is legal. A journal takes
+    down what was tried."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, journal: Journal | None = None) -> None:
+        self.kernel, self.journal = kernel, journal
+
+    def remark(self, text: str) -> None:
+        """Says why the schedule goes this way."""
+        if self.journal is not None:
+            self.journal.remark(text)
 
     def attempt(self, directive: Directive) -> bool:
         try:
             self.kernel = schedule(self.kernel, (directive,))
-        except ScheduleError:
+        except ScheduleError as error:
+            if self.journal is not None:
+                self.journal.tried(directive, error)
             return False
+        if self.journal is not None:
+            self.journal.tried(directive)
         return True
 
     def attempt_if_shown(self, directive: Directive) -> bool:
@@ -28,7 +39,9 @@ class Builder:
         interval analysis cannot follow its indices through quotients and remainders."""
         try:
             return self.attempt(directive)
-        except VerifyError:
+        except VerifyError as error:
+            if self.journal is not None:
+                self.journal.tried(directive, error)
             return False
 
     @property

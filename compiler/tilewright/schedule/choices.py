@@ -56,6 +56,11 @@ class Choices:
         return value
 
     @property
+    def known(self) -> Mapping[str, int]:
+        """The numbers that are taken, by key."""
+        return self._known
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """What was decided so far, each key once."""
         return tuple(self._decided.values())

@@ -20,6 +20,7 @@ from tilewright.schedule.cooperate import Cooperate
 from tilewright.schedule.directives import Bake, Block
 from tilewright.schedule.elements import Elements
 from tilewright.schedule.heuristics import bake_windows
+from tilewright.schedule.journal import Journal
 from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.read_once import ReadOnce
 from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
@@ -64,9 +65,9 @@ MIN_SIDE = 8  # written side by side, where turning tiles pays
 MIN_TILE = 1 << 10  # elements below which the first-level cache turns them
 
 
-def choose_cuda_schedule(lowered: Lowered) -> Kernel:
-    """The kernel with a schedule that suits its kind."""
-    builder = Builder(lowered.kernel)
+def choose_cuda_schedule(lowered: Lowered, journal: Journal | None = None) -> Kernel:
+    """The kernel with a schedule that suits its kind; a journal takes down what was tried."""
+    builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None:
         if not attend(builder) and not _share_tasks(builder):
             _teams(builder)

@@ -22,6 +22,7 @@ from tilewright.schedule.directives import (
     Tensorize,
     Together,
 )
+from tilewright.schedule.journal import Journal
 from tilewright.schedule.partition import Partition
 
 WINDOW = 16  # the largest summed extent that counts as a window and is printed as a literal
@@ -44,11 +45,17 @@ class TileLimits:
     lanes: dict[int, int]
 
 
-def choose_schedule(lowered: Lowered, limits: TileLimits, pick: Pick = by_cost_model) -> Kernel:
-    """The kernel with a schedule that suits its kind."""
+def choose_schedule(
+    lowered: Lowered,
+    limits: TileLimits,
+    pick: Pick = by_cost_model,
+    journal: Journal | None = None,
+) -> Kernel:
+    """The kernel with a schedule that suits its kind; a journal takes down why."""
+    builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None or lowered.group.winograd is not None:
+        builder.remark("its loops were written for the operator, with tasks and tiles in them")
         return lowered.kernel
-    builder = Builder(lowered.kernel)
     if lowered.group.contraction is not None:
         _tile(builder, lowered, lowered.group.contraction, limits, pick)
     elif any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body)):
@@ -71,8 +78,10 @@ def schedule_key(lowered: Lowered) -> Hashable:
 
 def _map(builder: Builder) -> None:
     if _transpose(builder):
+        builder.remark("a transpose: lines of what is read go by, a cache line of them at a time")
         builder.bind(builder.axes[:-2])
         return
+    builder.remark("a map: loops that step through memory as one become one")
     builder.merge_all()
     axes = builder.axes
     if len(axes) > 1:
@@ -102,11 +111,12 @@ def _reduce(builder: Builder, limits: TileLimits) -> None:
     builder.merge_all()
     axes = builder.axes
     if _reduce_columns(builder, limits):
-        pass
+        builder.remark("results lie side by side as operands do: sums are columns of a tile")
     elif axes and _prefers_vector_block(builder.kernel, axes[-1]):
         extent = builder.extent(axes[-1])
         blocks = -(-extent // VECTOR_BLOCK)
         factor = min(-(-(extent // blocks + 1) // 16) * 16 if blocks > 1 else extent, extent)
+        builder.remark("results lie side by side, summed elements do not: some sums at a time")
         builder.attempt(Block(axes[-1], factor, overlap=True))
     builder.bind(builder.axes)
 
@@ -180,7 +190,13 @@ def _tile(
     vectors = max(1, panel // limits.lanes[width])
     if rows:
         builder.attempt(Swap(rows, columns))
-        height = pick(_height_point(lowered, builder.extent(rows), limits.rows[vectors]))
+        point = _height_point(lowered, builder.extent(rows), limits.rows[vectors])
+        height = pick(point)
+        builder.remark(
+            f"a sum of products, on register tiles: panels of {panel} columns are {vectors} vectors"
+            f" wide, beside which up to {limits.rows[vectors]} rows fit the registers; {height} of"
+            f" {builder.extent(rows)} rows, {_by(height, point)}"
+        )
         if not builder.attempt(Block(rows, height, overlap=True)):
             rows = ""
     builder.attempt(Block(columns, panel))
@@ -202,7 +218,13 @@ def _share_rows(builder: Builder, rows: str, nbytes: int, lowered: Lowered, pick
     options = (*sorted(others | {ALL, default}),)
     point = Point("together", lambda: schedule_key(lowered), options, default, _work(lowered))
     if together := pick(point):
+        builder.remark(f"{together} blocks of rows at a time stay in the second-level cache")
         builder.attempt(Together(rows, together))
+
+
+def _by(taken: int, point: Point) -> str:
+    """What a choice was made by."""
+    return "which computes the least" if taken == point.default else "as measured"
 
 
 def _height_point(lowered: Lowered, extent: int, most: int) -> Point:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tilewright.options import Options, available_cores
-from tilewright.runtime.cache import CacheStats, kernels_fingerprint
+from tilewright.runtime.cache import COMPILED, DISK, CacheStats, kernels_fingerprint
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.runtime.cuda.toolchain import TO_COMPILE, find_toolchain, library_version
 from tilewright.runtime.progress import Progress, default_progress
@@ -71,6 +71,7 @@ class CudaKernelCache:
         self.options = options or Options.from_environment()
         self.store = Store(self.options.cache_dir or default_folder(), self.options.cache_bytes)
         self._known: dict[KernelSource, CompiledKernel] = {}
+        self.origins: dict[KernelSource, str] = {}
         self._stats = CacheStats()
         self._lock = threading.Lock()
 
@@ -103,6 +104,7 @@ class CudaKernelCache:
         missing = [source for source in new if not self._from_disk(source)]
         if missing:
             self._compile(missing, progress)
+        self.origins.update({s: COMPILED if s in missing else DISK for s in new})
         old, disk = self._stats, len(new) - len(missing)
         self._stats = replace(
             old,

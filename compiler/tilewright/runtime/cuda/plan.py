@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import DeviceError, ExecutionError
 from tilewright.fusion.attention import with_attention
 from tilewright.fusion.attention_rows import by_rows
+from tilewright.fusion.decide import Reason
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
@@ -41,6 +42,7 @@ from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.dump import publish
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.results import computed
+from tilewright.runtime.stories import Story, story
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
 
@@ -63,6 +65,8 @@ class PlannedLaunch:
     writes: tuple[str, ...]
     compiled: CompiledKernel = field(repr=False, compare=False)
     kernel: Kernel = field(repr=False, compare=False)
+    nodes: tuple[str, ...]  # of the model, that it computes
+    story: Callable[[], Story] = field(repr=False, compare=False)
 
     @property
     def tasks(self) -> int:
@@ -134,13 +138,14 @@ class CudaPlan:
         self._passed = {t.name: k for k, t in enumerate(inputs)}
         self._lay_out(inputs, lowered, [e for _, e in scheduled], compiled, settled)
         self.kernels = [
-            _describe(k, n, kernel, launch, c)
+            _describe(k, n, kernel, launch, c, partial(_story, n, cache, sources[k]))
             for k, (n, (kernel, launch), c) in enumerate(
                 zip(lowered, scheduled, compiled, strict=True)
             )
         ]
         publish(self.kernels, cache.options)
-        self.decisions = (*program.decisions, f"kernels are started {self._launches.how}")
+        how = f"kernels are started {self._launches.how}"
+        self.decisions: tuple[Reason, ...] = (*program.decisions, how)
         self._lock = threading.Lock()
 
     # -- building
@@ -299,7 +304,12 @@ def _source(launch: Launch, architecture: str) -> KernelSource:
 
 
 def _describe(
-    k: int, n: Lowered, kernel: Kernel, launch: Launch, compiled: CompiledKernel
+    k: int,
+    n: Lowered,
+    kernel: Kernel,
+    launch: Launch,
+    compiled: CompiledKernel,
+    story_of: Callable[[], Story],
 ) -> PlannedLaunch:
     names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
     return PlannedLaunch(
@@ -315,4 +325,15 @@ def _describe(
         writes=tuple(v for b, v in names.items() if b in kernel.outputs),
         compiled=compiled,
         kernel=kernel,
+        nodes=n.group.nodes,
+        story=story_of,
+    )
+
+
+def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource) -> Story:
+    return story(
+        lambda journal: choose_cuda_schedule(n, journal),
+        cache.origins.get(source, ""),
+        cache.key_fields(source),
+        cache.store,
     )
