@@ -269,7 +269,7 @@ def test_explanations_state_the_cost_and_the_least_time(tmp_path: Path) -> None:
     compiled.run(layers(200))
     ceilings_for(options)
     (stage,) = compiled.explain().stages
-    for line, kernel in zip(stage.kernels, compiled.kernels, strict=True):
+    for line, kernel in zip(map(str, stage.kernels), compiled.kernels, strict=True):
         least = ceilings_for(options).seconds(kernel.cost.flops, kernel.cost.bytes)
         assert line.startswith(f"{kernel.name}: {kernel.cost.flops / 1e6:,.2f} MFLOP")
         assert line.endswith(f"at least {least * 1e6:,.1f} us")
