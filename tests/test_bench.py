@@ -23,8 +23,9 @@ from onnx import parser
 import tilewright
 from tilewright.errors import InputError
 from tilewright.explore import cli, compare, gemm, many, process
-from tilewright.explore.compare import Request, array_error, largest_error, make_feeds
+from tilewright.explore.compare import Request, array_error, largest_error
 from tilewright.explore.engines import Engine, EngineError
+from tilewright.explore.feeds import Wanted, make_feeds
 from tilewright.explore.many import Row, Rows
 from tilewright.explore.picture import picture
 from tilewright.explore.process import flatten
@@ -108,8 +109,8 @@ def test_inputs_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         ((str(ROOT / "README.md"),), "not an ONNX model"),
         ((DIGITS, "--shape", "picture=1x1x8x8"), "no input 'picture', it has image"),
         ((DIGITS, "--dim", "rows=2"), "no dimension 'rows'"),
-        ((DIGITS, "--input", str(ROOT / "README.md")), "not a readable .npz file"),
-        ((DIGITS, "--input", "nowhere.npz"), "not a readable .npz file"),
+        ((DIGITS, "--input", str(ROOT / "README.md")), "not a readable .md file"),
+        ((DIGITS, "--input", "nowhere.npz"), "not a readable .md file"),
         ((DIGITS, "--shape", "image=1x1x2"), "image"),
         (("--gemm", DIGITS), "give a model, or --gemm"),
         ((), "give a model, or --gemm"),
@@ -192,10 +193,12 @@ def test_one_that_fails_does_not_stop_the_others(
 
 def test_a_name_that_no_model_has(tmp_path: Path) -> None:
     other = saved(tmp_path, ROWS)
-    wanted = many.cases([DIGITS, other], [1], {}, {"rows": [2]}, Request("", "reference", 1))
+    wanted = many.cases(
+        [DIGITS, other], [1], {}, {"rows": [2]}, Request(model="", against="reference")
+    )
     assert [request.dims for request, _ in wanted] == [{}, {"rows": 2}]
     with pytest.raises(InputError, match="no model has an input or a dimension 'lines'"):
-        many.cases([DIGITS, other], [1], {}, {"lines": [2]}, Request("", "reference", 1))
+        many.cases([DIGITS, other], [1], {}, {"lines": [2]}, Request(model="", against="reference"))
 
 
 def row(model: str, threads: int, ratio: float) -> Row:
@@ -240,7 +243,7 @@ def info(name: str, dtype: str | None, shape: Any, **more: Any) -> dict[str, Any
 
 
 def feeds(*infos: Mapping[str, Any], **how: Any) -> dict[str, np.ndarray]:
-    return make_feeds(infos, Request("m", "onnxruntime", 1, **how))
+    return make_feeds(infos, Wanted(**how))
 
 
 def test_random_inputs() -> None:
@@ -266,7 +269,7 @@ def test_random_inputs() -> None:
 def test_given_shapes_and_arrays_win(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.arange(3))
     infos = info("a", "int64", [9]), info("b", "float32", [9]), info("c", "float32", [])
-    found = feeds(*infos, shapes={"b": [2, 3], "c": []}, arrays=str(tmp_path / "a.npz"))
+    found = feeds(*infos, shapes={"b": [2, 3], "c": []}, arrays=[str(tmp_path / "a.npz")])
     assert found["a"].tolist() == [0, 1, 2]
     assert found["b"].shape == (2, 3) and found["c"].shape == ()
 

@@ -18,6 +18,7 @@ from tilewright import driver
 from tilewright.driver import compile_in
 from tilewright.errors import DeviceError
 from tilewright.explore import cli, precompile
+from tilewright.explore.commands import compile as commands
 from tilewright.explore.screen import PlainScreen
 from tilewright.options import Options
 from tilewright.runtime.cuda.cache import CudaKernelCache
@@ -181,7 +182,7 @@ def test_words_that_do_not_fit(
 ) -> None:
     assert run(str(DIGITS), "--arch", "sm_90a") == cli.FAILED
     assert "--arch is of --target cuda" in capfd.readouterr().err
-    monkeypatch.setattr(cli, "find_toolchain", lambda: Toolchain(()))
+    monkeypatch.setattr(commands, "find_toolchain", lambda: Toolchain(()))
     assert run(str(DIGITS), "--target", "cuda") == cli.FAILED
     assert "say for which with --arch" in capfd.readouterr().err
 

@@ -11,9 +11,8 @@ from onnx import parser
 
 from cuda_harness import ARCHITECTURES, instructions, needs_sass, uses
 from tilewright.driver import compile_in
-from tilewright.explore.compare import Request, make_feeds
+from tilewright.explore.feeds import Wanted, feeds_of
 from tilewright.explore.precompile import offline_workshop
-from tilewright.explore.process import described
 from tilewright.options import Options
 
 pytestmark = needs_sass
@@ -107,7 +106,7 @@ TEMPLATES = {
 def kernels_of(template: Template, architecture: str) -> list[Any]:
     model = parser.parse_model(f"{HEADER}g {template.graph}")
     made = compile_in(offline_workshop(Options.from_environment(), architecture), model)
-    made.warmup(make_feeds(described(made.inputs), Request("", "", 1)))
+    made.warmup(feeds_of(made, Wanted()))
     return made.kernels
 
 

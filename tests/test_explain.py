@@ -53,7 +53,7 @@ def test_every_node_is_in_a_kernel_or_told_of() -> None:
     model = tilewright.compile(str(DIGITS))
     model.run({"image": np.zeros((2, 1, 8, 8), np.float32)})
     nodes = {n for k in model.kernels for n in k.nodes}
-    assert nodes == {n.label for n in model._graph.nodes}
+    assert nodes == {n.label for n in model.graph.nodes}
     for label in nodes:
         assert "is compiled" in str(model.explain(label))
 
@@ -158,10 +158,10 @@ def test_damaged_files_are_no_keys(tmp_path: Path) -> None:
     store.put('{"text": "a"}', StoredObject(b"x", "s"))
     for number, content in enumerate((b"", b"TWOBJ", b"TWOBJ\1" + b"\xff" * 40)):
         (tmp_path / f"damaged{number}").write_bytes(content)
-    assert list(store.keys()) == ['{"text": "a"}']
-    count, size = store.usage()
-    assert count == 4 and size > 0
-    assert store.clear() == 4 and store.usage() == (0, 0)
+    found = list(store.entries())
+    assert sorted(e.key for e in found) == ["", "", "", '{"text": "a"}']
+    assert all(e.used > 0 for e in found) and sum(e.nbytes for e in found) > 40
+    assert store.clear() == 4 and not list(store.entries())
 
 
 def test_origins_are_kept_of_what_was_loaded(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import tilewright as tw
 from gpu_parts.bench import checked
 from gpu_parts.part import Figures, Setting, Unavailable
-from tilewright.explore.compare import Request, largest_error, make_feeds
-from tilewright.explore.process import described, flatten
+from tilewright.explore.compare import largest_error
+from tilewright.explore.feeds import Wanted, feeds_of
+from tilewright.explore.process import flatten
 
 if TYPE_CHECKING:
     from gpu_parts.bench import Bench
@@ -35,8 +36,7 @@ def flat(outputs: Any) -> Outputs:
 def feeds_for(path: Path, model: tw.CompiledModel) -> Any:
     """Arrays for a model's inputs."""
     given = path.with_suffix(".npz")
-    request = Request(str(path), "", 1, arrays=str(given) if given.exists() else None)
-    return make_feeds(described(model.inputs), request)
+    return feeds_of(model, Wanted(arrays=[str(given)] if given.exists() else []))
 
 
 def run(bench: Bench, case: str) -> Figures:

@@ -9,37 +9,31 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tilewright import dtypes
 from tilewright.errors import InputError
 from tilewright.explore import process
 from tilewright.explore.engines import Engine
+from tilewright.explore.feeds import Wanted, make_feeds
 
 OURS = "tilewright"
 TURN_SECONDS = 0.2
 FEWEST_TURNS = 3
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Wanted):
     """What is compared, and how."""
 
     model: str
-    against: str
-    threads: int
+    against: str = ""
+    threads: int = 1
     seconds: float = 4.0
     limit: float = 600.0
-    shapes: Mapping[str, Sequence[int]] | None = None
-    dims: Mapping[str, int] | None = None
-    arrays: str | None = None  # an .npz file of inputs
-    below: int = 2  # random integers are smaller
-    seed: int = 0
     memory: bool = False  # also start both anew, to measure what a start needs
 
 
@@ -154,61 +148,6 @@ def take_turns(
             all_times.extend(taken)
         ratios.append(statistics.median(turn[1]) / statistics.median(turn[0]))
     return times, ratios
-
-
-def make_feeds(inputs: Sequence[Mapping[str, Any]], request: Request) -> dict[str, np.ndarray]:
-    """Arrays for the model's inputs: from the file where it has them, else random ones."""
-    given = _read_arrays(request.arrays) if request.arrays else {}
-    shapes = dict(request.shapes or {})
-    _check_names((*given, *shapes), [i["name"] for i in inputs], "input")
-    symbols = {d for i in inputs for d in i["shape"] or () if isinstance(d, str)}
-    _check_names(tuple(request.dims or {}), sorted(symbols), "dimension")
-    rng = np.random.default_rng(request.seed)
-    feeds = {}
-    for i in inputs:
-        name = i["name"]
-        if name in given:
-            feeds[name] = given[name]
-        elif name in shapes or not i["has_default"]:
-            shape = shapes[name] if name in shapes else _shape(i, request.dims or {})
-            feeds[name] = random_array(rng, i, shape, request.below)
-    return feeds
-
-
-def _check_names(given: Sequence[str], known: Sequence[str], what: str) -> None:
-    for name in given:
-        if name not in known:
-            there = ", ".join(known) or "none"
-            raise InputError(f"the model has no {what} {name!r}, it has {there}")
-
-
-def _read_arrays(path: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a readable .npz file: {error}") from error
-
-
-def _shape(info: Mapping[str, Any], dims: Mapping[str, int]) -> list[int]:
-    """The declared shape with symbols as given, 1 where nothing is."""
-    if info["shape"] is None:
-        raise InputError(f"input {info['name']!r} has no declared rank: give --shape")
-    return [d if isinstance(d, int) else dims.get(str(d), 1) for d in info["shape"]]
-
-
-def random_array(
-    rng: np.random.Generator, info: Mapping[str, Any], shape: Sequence[int], below: int
-) -> np.ndarray:
-    """Normal floats, integers from 0, booleans of both kinds."""
-    if info["kind"] != "tensor" or info["dtype"] in (None, "object"):
-        raise InputError(f"input {info['name']!r} cannot be drawn at random: give --input")
-    dtype = dtypes.from_numpy(np.dtype(info["dtype"])).numpy
-    if dtype == np.bool_:
-        return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.kind in "iu":
-        return rng.integers(0, below, shape).astype(dtype)
-    return rng.standard_normal(tuple(shape)).astype(dtype)
 
 
 def largest_error(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> float:

@@ -14,7 +14,8 @@ from typing import Any
 
 from tilewright.driver import compile_in, planner
 from tilewright.errors import ExecutionError
-from tilewright.explore.compare import Request, make_feeds
+from tilewright.explore.compare import Request
+from tilewright.explore.feeds import make_feeds
 from tilewright.explore.process import described
 from tilewright.explore.screen import Screen
 from tilewright.fusion.weights import PackedWeights

@@ -63,7 +63,33 @@ def _reference(path: str, threads: int) -> tuple[Run, list[dict[str, Any]]]:
     return lambda feeds: dict(zip(names, evaluator.run(None, dict(feeds)), strict=True)), []
 
 
-LOADERS = {"tilewright": _tilewright, "onnxruntime": _onnxruntime, "reference": _reference}
+def _openvino(path: str, threads: int) -> tuple[Run, list[dict[str, Any]]]:
+    try:
+        import openvino
+    except ImportError:
+        raise ImportError("OpenVINO is not installed: pip install openvino") from None
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # else it may compute in bfloat16
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        found = compiled(dict(feeds))
+        return {n: found[k] for k, n in enumerate(names)}
+
+    return run, []
+
+
+LOADERS = {
+    "tilewright": _tilewright,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "reference": _reference,
+}
 
 
 def flatten(name: str, value: Any) -> dict[str, np.ndarray]:

@@ -28,6 +28,9 @@ class Screen(Protocol):
     def source(self, code: str) -> None:
         """Shows Python."""
 
+    def show(self, thing: Any) -> None:
+        """Shows a result that knows how it looks."""
+
 
 class PlainScreen:
     """Prints."""
@@ -50,6 +53,9 @@ class PlainScreen:
     def source(self, code: str) -> None:
         print(code)
 
+    def show(self, thing: Any) -> None:
+        print(thing)
+
 
 class RichScreen:
     """Prints with colours, and without them where the output is no terminal."""
@@ -68,7 +74,8 @@ class RichScreen:
         self._console.print(Rule(text, align="left", style="cyan"))
 
     def line(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        whole = not self._console.is_terminal  # programs read lines, and wrap them themselves
+        self._console.print(text, markup=False, soft_wrap=whole)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.box import SIMPLE_HEAD
@@ -81,6 +88,9 @@ class RichScreen:
         for row in rows:
             table.add_row(*map(escape, row))
         self._console.print(table)
+
+    def show(self, thing: Any) -> None:
+        self._console.print(thing)
 
     def source(self, code: str) -> None:
         from rich.syntax import Syntax

@@ -39,9 +39,9 @@ def why_compiled(fields: Mapping[str, str], store: Store) -> str:
 
 def _keys(store: Store) -> list[dict[str, str]]:
     found = []
-    for _, key in zip(range(MOST_KEYS), store.keys(), strict=False):
+    for _, entry in zip(range(MOST_KEYS), store.entries(), strict=False):
         with suppress(ValueError):
-            fields = json.loads(key)
+            fields = json.loads(entry.key)
             if isinstance(fields, dict):
                 found.append(fields)
     return found

@@ -76,6 +76,11 @@ class CompiledModel:
         self._main = self._session(frozenset())
 
     @property
+    def graph(self) -> Graph:
+        """What is compiled: the model's graph after the rewrites of the import."""
+        return self._graph
+
+    @property
     def inputs(self) -> tuple[ValueSpec, ...]:
         """What `run` takes."""
         return tuple(_spec(i, i.name in self._graph.defaults) for i in self._graph.inputs)

@@ -35,6 +35,15 @@ class StoredObject:
     requires: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file of the store: its key, its bytes, and when it was used last (seconds of the epoch)."""
+
+    key: str
+    nbytes: int
+    used: float
+
+
 def default_folder() -> Path | None:
     """The user's cache folder for this package; None where there is no home directory."""
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -120,16 +129,13 @@ class Store:
             total -= size
         self._room = self.limit - total
 
-    def keys(self) -> Iterator[str]:
-        """The keys of all objects, the newest first; what cannot be read is left out."""
-        for _, _, path in sorted(self._files(), reverse=True):
+    def entries(self) -> Iterator[Entry]:
+        """All objects, the most recently used first; what cannot be read has no key."""
+        for used, size, path in sorted(self._files(), reverse=True):
+            key = ""
             with suppress(OSError, ValueError, KeyError, struct.error):
-                yield _key_of(path)
-
-    def usage(self) -> tuple[int, int]:
-        """How many objects there are, and their bytes."""
-        sizes = [size for _, size, _ in self._files()]
-        return len(sizes), sum(sizes)
+                key = _key_of(path)
+            yield Entry(key, size, used)
 
     def clear(self) -> int:
         """Deletes all objects; how many there were."""
