@@ -52,6 +52,7 @@ from tilewright.options import Options
 from tilewright.runtime.arena import arena
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.dump import publish
+from tilewright.runtime.levels import CpuLevels
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
@@ -76,7 +77,7 @@ def _no_story() -> Story:
 
 
 @dataclass(frozen=True)
-class PlannedKernel:
+class PlannedKernel(CpuLevels):
     """One kernel of a plan. Every level of it can be asked for."""
 
     name: str
@@ -88,6 +89,8 @@ class PlannedKernel:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     kernel: Kernel = field(repr=False, compare=False)
+    lowered: Kernel = field(repr=False, compare=False)
+    tensors: tuple[str, ...] = field(repr=False, compare=False)  # what the parameters stand for
     nodes: tuple[str, ...] = ()  # of the model, that it computes
     story: Callable[[], Story] = field(repr=False, compare=False, default=_no_story)
 
@@ -142,14 +145,14 @@ class Plan:
         program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
         self._settled = settle(program, weights)
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
-        scheduled, emitted = _generate(lowered, choices.pick)
+        plain, scheduled, emitted = _generate(lowered, choices.pick)
         addresses = cache.load([e.text for e in emitted] + texts_to_load())[: len(emitted)]
         self._executor = Executor(options.threads, cache)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
         self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
         self.kernels = [
-            self._describe(k, n, s, e)
-            for k, (n, s, e) in enumerate(zip(lowered, scheduled, emitted, strict=True))
+            self._describe(k, n, p, s, e)
+            for k, (n, p, s, e) in enumerate(zip(lowered, plain, scheduled, emitted, strict=True))
         ]
         weights.give_up_sources()
         self.decisions: tuple[Reason, ...] = (*program.decisions, *choices.notes)
@@ -171,11 +174,12 @@ class Plan:
         addresses: Sequence[int],
     ) -> None:
         self._inputs, self._outputs = list(inputs), list(outputs)
+        self.results = tuple(t.name for t in outputs)
         self._constants: dict[str, np.ndarray] = {}
         input_at = {t.name: k for k, t in enumerate(inputs)}
         output_at = computed(outputs)
         fixed = {*self._settled, *input_at, *output_at}
-        offsets, self.arena_bytes = arena(lowered, fixed)
+        self.offsets, self.arena_bytes = arena(lowered, fixed)
         values: list[int] = []
         self._relocations: list[tuple[int, int]] = []  # (slot, arena offset)
         input_slots: dict[int, list[int]] = {}
@@ -197,7 +201,7 @@ class Plan:
                 elif t.name in output_at:
                     output_slots.setdefault(output_at[t.name], []).append(slot)
                 else:
-                    self._relocations.append((slot, offsets[t.name]))
+                    self._relocations.append((slot, self.offsets[t.name]))
             values.extend(e.numbers)
             tasks, chunk = self._tasks(kernel, e)
             values.append(chunk)
@@ -233,7 +237,9 @@ class Plan:
         chunk = -(-e.iterations // max(1, wanted))
         return -(-e.iterations // chunk), chunk
 
-    def _describe(self, k: int, n: Lowered, kernel: Kernel, e: Emitted) -> PlannedKernel:
+    def _describe(
+        self, k: int, n: Lowered, plain: Kernel, kernel: Kernel, e: Emitted
+    ) -> PlannedKernel:
         written = kernel.outputs
         names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
         return PlannedKernel(
@@ -246,6 +252,8 @@ class Plan:
             reads=tuple(v for b, v in names.items() if b not in written),
             writes=tuple(v for b, v in names.items() if b in written),
             kernel=kernel,
+            lowered=plain,
+            tensors=tuple(t.name for t in n.tensors),
             nodes=n.group.nodes,
             story=lambda: self._story(n, e.text),
         )
@@ -349,16 +357,20 @@ def _tasks_point(kernel: Kernel, threads: int, wanted: int, iterations: int) -> 
     return Point("tasks", lambda: structure(kernel), options, wanted, operations)
 
 
-def _generate(lowered: Sequence[Lowered], pick: Pick) -> tuple[list[Kernel], list[Emitted]]:
-    """Scheduled kernels and their sources; kernels of one structure are generated once."""
+def _generate(
+    lowered: Sequence[Lowered], pick: Pick
+) -> tuple[list[Kernel], list[Kernel], list[Emitted]]:
+    """Kernels before and after scheduling, and their sources; those of one structure are made
+    once, under the names of the first."""
     limits = tile_limits()
-    made: dict[Hashable, tuple[Kernel, Emitted]] = {}
+    made: dict[Hashable, tuple[Kernel, Kernel, Emitted]] = {}
     keys = [schedule_key(n) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
             kernel = verify(choose_schedule(n, limits, pick))
-            made[key] = kernel, emit(kernel)
-    return [made[key][0] for key in keys], [made[key][1] for key in keys]
+            made[key] = n.kernel, kernel, emit(kernel)
+    found = [made[key] for key in keys]
+    return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
 
 def build_plan(

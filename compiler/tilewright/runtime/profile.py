@@ -56,6 +56,15 @@ class StepProfile:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a profile found of one kernel, its share of all steps, and of what machine."""
+
+    step: StepProfile
+    share: float
+    ceilings: Ceilings
+
+
+@dataclass(frozen=True)
 class Profile:
     """The steps of one call in order of execution; `seconds` is the whole call, as measured.
 

@@ -40,6 +40,7 @@ from tilewright.runtime.cuda.device import Device, DeviceMemory, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.dump import publish
+from tilewright.runtime.levels import CudaLevels
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.results import computed
 from tilewright.runtime.stories import Story, story
@@ -50,7 +51,7 @@ WORD = 8  # bytes of a parameter
 
 
 @dataclass(frozen=True)
-class PlannedLaunch:
+class PlannedLaunch(CudaLevels):
     """One kernel of a plan on a GPU. Every level of it can be asked for."""
 
     name: str
@@ -65,6 +66,8 @@ class PlannedLaunch:
     writes: tuple[str, ...]
     compiled: CompiledKernel = field(repr=False, compare=False)
     kernel: Kernel = field(repr=False, compare=False)
+    lowered: Kernel = field(repr=False, compare=False)
+    tensors: tuple[str, ...] = field(repr=False, compare=False)  # what the parameters stand for
     nodes: tuple[str, ...]  # of the model, that it computes
     story: Callable[[], Story] = field(repr=False, compare=False)
 
@@ -131,17 +134,16 @@ class CudaPlan:
         halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
         lowered = narrowed(lowered, halves)
         scheduled = _scheduled(lowered)
-        sources = [_source(launch, self._device.architecture) for _, launch in scheduled]
+        sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
         compiled = cache.load(sources)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
         self._outputs = list(legal)
+        self.results = tuple(t.name for t in legal)
         self._passed = {t.name: k for k, t in enumerate(inputs)}
-        self._lay_out(inputs, lowered, [e for _, e in scheduled], compiled, settled)
+        self._lay_out(inputs, lowered, [e for _, _, e in scheduled], compiled, settled)
         self.kernels = [
-            _describe(k, n, kernel, launch, c, partial(_story, n, cache, sources[k]))
-            for k, (n, (kernel, launch), c) in enumerate(
-                zip(lowered, scheduled, compiled, strict=True)
-            )
+            _describe(k, n, *levels, c, partial(_story, n, cache, sources[k]))
+            for k, (n, levels, c) in enumerate(zip(lowered, scheduled, compiled, strict=True))
         ]
         publish(self.kernels, cache.options)
         how = f"kernels are started {self._launches.how}"
@@ -160,7 +162,7 @@ class CudaPlan:
     ) -> None:
         self._computed = computed(self._outputs)
         bound = [t.name for t in inputs] + list(self._computed)
-        offsets, self.arena_bytes = arena(lowered, {*settled, *bound})
+        self.offsets, self.arena_bytes = arena(lowered, {*settled, *bound})
         device = self._device
         self._work = _Workspace(device, self.arena_bytes, len(lowered))
         weakref.finalize(self, self._work.release).atexit = False
@@ -172,7 +174,7 @@ class CudaPlan:
                 memory = self._constants.get(t)
                 self._held.append(memory)
                 return memory.address
-            return 0 if t.name in bound else self._work.arena.address + offsets[t.name]
+            return 0 if t.name in bound else self._work.arena.address + self.offsets[t.name]
 
         words: list[int] = []
         spans: list[slice] = []
@@ -286,14 +288,15 @@ class CudaPlan:
         return self.arena_bytes + self._words.nbytes
 
 
-def _scheduled(lowered: Sequence[Lowered]) -> list[tuple[Kernel, Launch]]:
-    """Scheduled kernels and their sources; kernels of one structure are made once."""
-    made: dict[Hashable, tuple[Kernel, Launch]] = {}
+def _scheduled(lowered: Sequence[Lowered]) -> list[tuple[Kernel, Kernel, Launch]]:
+    """Kernels before and after scheduling, and their sources; those of one structure are made
+    once, under the names of the first."""
+    made: dict[Hashable, tuple[Kernel, Kernel, Launch]] = {}
     keys = [(n.group.nest is None, structure(n.kernel)) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
             kernel = verify(choose_cuda_schedule(n))
-            made[key] = kernel, emit_cuda(kernel)
+            made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
 
 
@@ -306,6 +309,7 @@ def _source(launch: Launch, architecture: str) -> KernelSource:
 def _describe(
     k: int,
     n: Lowered,
+    plain: Kernel,
     kernel: Kernel,
     launch: Launch,
     compiled: CompiledKernel,
@@ -325,6 +329,8 @@ def _describe(
         writes=tuple(v for b, v in names.items() if b in kernel.outputs),
         compiled=compiled,
         kernel=kernel,
+        lowered=plain,
+        tensors=tuple(t.name for t in n.tensors),
         nodes=n.group.nodes,
         story=story_of,
     )
