@@ -17,7 +17,7 @@ from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
 from tilewright.runtime.explain import Explainer
 from tilewright.runtime.inputs import read_inputs, show_shape
-from tilewright.runtime.profile import Measured, Profile, profile
+from tilewright.runtime.profile import KernelSeconds, Profile, profile
 from tilewright.runtime.report import Explanation, Report, kernels_of, report_stages
 from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session, Workshop
@@ -72,7 +72,7 @@ class CompiledModel:
         self._required = [n for n in self._names if n not in graph.defaults]
         self._places = tuple(enumerate(o.name for o in graph.outputs))
         self._warned = False
-        self._measured: Measured = {}
+        self._measured: KernelSeconds = {}
         self._main = self._session(frozenset())
 
     @property

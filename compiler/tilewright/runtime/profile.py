@@ -155,7 +155,7 @@ def _cells(s: StepProfile, total: float) -> list[str]:
     return [*first, str(s.tasks), *numbers, *rates, f"{s.peak:.0%}", f"{s.bandwidth:.0%}", s.bound]
 
 
-Measured = dict[int, tuple[Any, float]]
+KernelSeconds = dict[int, tuple[Any, float]]
 """Seconds of kernels by their identity, and the kernels themselves, so that it stays theirs."""
 
 
@@ -263,7 +263,7 @@ def profile(
     segments: Callable[[], Sequence[Segment]],
     limits: Callable[[], Ceilings],
     seconds: float,
-    measured: Measured,
+    measured: KernelSeconds,
 ) -> Profile:
     """The profile of `run`, a call of a model whose compiled stages are `segments()`.
 
