@@ -46,6 +46,9 @@ class Recorder:
     def source(self, code: str) -> None:
         self.sources.append(code)
 
+    def show(self, thing: object) -> None:
+        self.lines.append(str(thing))
+
 
 def test_demo_shows_a_model_that_is_right() -> None:
     screen = Recorder()
