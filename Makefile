@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -q
-PACKAGES := compiler kernels tests benchmarks
+PACKAGES := compiler kernels tests benchmarks notebooks
 MODELS ?= benchmarks/models
 
 .DEFAULT_GOAL := help

@@ -3,7 +3,7 @@ defined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tilewright.ops.tensor import Tensor
@@ -21,8 +21,7 @@ def op(name: str, domain: str = "") -> Callable[[F], F]:
     attributes by name."""
 
     def register(function: F) -> F:
-        if (domain, name) in _OPERATORS:
-            raise ValueError(f"{domain}:{name} is registered twice")
+        _check_new(domain, name, function, _OPERATORS)
         _OPERATORS[domain, name] = function
         return function
 
@@ -35,12 +34,17 @@ def host_op(name: str, domain: str = "") -> Callable[[HostOperator], HostOperato
     or a tuple. For what has no place in a loop nest: data-dependent shapes, sequences, strings."""
 
     def register(function: HostOperator) -> HostOperator:
-        if (domain, name) in _HOST:
-            raise ValueError(f"{domain}:{name} is registered twice")
+        _check_new(domain, name, function, _HOST)
         _HOST[domain, name] = function
         return function
 
     return register
+
+
+def _check_new(domain: str, name: str, function: object, known: Mapping[Any, object]) -> None:
+    """A definition in a notebook may be run again, one in a file is an oversight."""
+    if (domain, name) in known and getattr(function, "__module__", "") != "__main__":
+        raise ValueError(f"{domain}:{name} is registered twice")
 
 
 def find(domain: str, name: str) -> Operator | None:

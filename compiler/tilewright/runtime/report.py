@@ -27,6 +27,10 @@ class Explanation:
         """All of it."""
         return json.dumps(self.to_dict())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How IPython shows it: as text for people."""
+        printer.text(str(self))
+
 
 @dataclass(frozen=True)
 class KernelReport(Explanation):
