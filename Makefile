@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -q
-PACKAGES := compiler kernels tests benchmarks notebooks
+PACKAGES := compiler kernels tests benchmarks notebooks docs
 MODELS ?= benchmarks/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-avx2 lint types format golden bench bench-gpu sass models train-digits clean
+.PHONY: help demo test test-avx2 lint types format golden notebooks lab docs bench bench-gpu sass models \
+	train-digits clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -39,6 +40,16 @@ format: $(VENV)/.dev ## Apply the style
 golden: $(VENV)/.dev ## Accept the texts of today as golden; review them with git diff
 	$(PYTEST) -m golden --update-golden
 
+notebooks: $(VENV)/.docs ## Execute all lessons; they are in build/lessons then, also as pages
+	$(BIN)/python notebooks/execute.py --out build/lessons --html
+
+lab: $(VENV)/.lab ## Open the lessons in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+docs: $(VENV)/.docs ## Build the site of lessons and reference, in build/site
+	$(BIN)/python notebooks/execute.py --out docs/site/lessons
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.bench $(if $(wildcard $(MODELS)/*.onnx),,models) ## Measure everything in the README anew
 	$(BIN)/tilewright bench $(MODELS)/*.onnx --threads 1 2 --memory --json docs/performance.json --picture docs/performance.svg
 	$(BIN)/tilewright bench --gemm --threads 1 --json docs/gemm.json
@@ -58,7 +69,7 @@ train-digits: $(VENV)/.train ## Train the demo's model anew
 	$(BIN)/python -m tilewright.explore.train_digits
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build docs/site/lessons .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, as in: make PYTHON=python3.12 test")'
@@ -73,6 +84,6 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 		$(INSTALL) -e '.[dev]'; }
 	@touch $@
 
-$(VENV)/.bench $(VENV)/.cuda $(VENV)/.demo $(VENV)/.export $(VENV)/.gpu $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
+$(VENV)/.bench $(VENV)/.cuda $(VENV)/.demo $(VENV)/.docs $(VENV)/.export $(VENV)/.gpu $(VENV)/.lab $(VENV)/.train: $(VENV)/.%: $(VENV)/.python pyproject.toml
 	$(INSTALL) -e '.[$*]'
 	@touch $@
