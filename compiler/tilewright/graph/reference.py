@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import ValueInfoProto, helper
-from onnx.reference import ReferenceEvaluator
 
 from tilewright.errors import ExecutionError
 from tilewright.graph.export import IR_VERSION, node_proto
 from tilewright.graph.ir import Node
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
 
 
 def run_reference(
@@ -50,6 +52,8 @@ def _session(
         [ValueInfoProto(name=name) for name in feeds],
         [ValueInfoProto(name=name) for name in node.outputs if name],
     )
+    from onnx.reference import ReferenceEvaluator  # rarely needed, and slow to import
+
     versions = {"": opset, **domains}
     imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from tilewright.errors import UnsupportedError
 from tilewright.graph.apply import kind_of
@@ -105,6 +104,8 @@ def _has_reference(node: Node, graph: Graph) -> bool:
 def _reference_knows(domain: str, op_type: str, versions: tuple[tuple[str, int], ...]) -> bool:
     proto = helper.make_graph([helper.make_node(op_type, [], ["y"], domain=domain)], "g", [], [])
     imports = [helper.make_opsetid(d, version) for d, version in versions]
+    from onnx.reference import ReferenceEvaluator  # rarely needed, and slow to import
+
     try:
         ReferenceEvaluator(helper.make_model(proto, opset_imports=imports))
     except NotImplementedError:
