@@ -10,13 +10,16 @@ import pytest
 jupytext = pytest.importorskip("jupytext", reason="lessons need jupytext and nbclient")
 pytest.importorskip("nbclient", reason="lessons need jupytext and nbclient")
 
+from cuda_harness import missing  # noqa: E402
 from execute import execute, lessons  # noqa: E402
+from tilewright.runtime.cuda.toolchain import TO_COMPILE  # noqa: E402
 
 NAMES = [
     "01_from_onnx_to_assembly",
     "02_how_fusion_decides",
     "03_schedules_by_hand",
     "04_dynamic_shapes_and_the_cache",
+    "05_cuda_without_a_gpu",
     "06_adding_an_operator",
 ]
 
@@ -27,6 +30,8 @@ def test_all_lessons_are_there() -> None:
 
 @pytest.mark.parametrize("path", lessons(), ids=lambda p: p.stem[:2])
 def test_a_lesson_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cuda" in path.stem and missing(TO_COMPILE):
+        pytest.skip(missing(TO_COMPILE))
     monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path))
     notebook: Any = execute(path)
     code = [c for c in notebook.cells if c.cell_type == "code"]
