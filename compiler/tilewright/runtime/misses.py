@@ -12,7 +12,7 @@ from tilewright.runtime.store import Store
 TEXTS = ("text", "source")  # fields that hold the kernel itself
 MOST_KEYS = 20_000  # that are looked at, the newest first
 MOST_ALIKE = 200  # texts that are compared word by word
-LONGEST = 60
+LONGEST = 80
 
 
 def why_compiled(fields: Mapping[str, str], store: Store) -> str:
@@ -63,8 +63,8 @@ def _difference(old: str, new: str) -> str:
     if not changed:
         return "its imports"
     _, a0, a1, b0, b1 = changed[0]
-    there = repr(before[a0].strip()) if a1 > a0 else "nothing"
-    here = repr(after[b0].strip()) if b1 > b0 else "nothing"
+    there = _short(before[a0].strip()) if a1 > a0 else "nothing"
+    here = _short(after[b0].strip()) if b1 > b0 else "nothing"
     rest = f", and in {len(changed) - 1} other places" if len(changed) > 1 else ""
     return f"a line: {here} here, {there} there{rest}"
 
@@ -83,5 +83,6 @@ def _compared(field: str, old: str, new: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Long values, such as lists of features, by their ends."""
-    return repr(text if len(text) <= LONGEST else f"{text[:24]}...{text[-24:]}")
+    """Long values by their ends."""
+    half = LONGEST // 2 - 2
+    return repr(text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}")
