@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from tilewright.loops.scalars import ScalarOp
 from tilewright.ops import common
 from tilewright.ops.contraction import gemm, matmul
 from tilewright.ops.tensor import Placeholder, Tensor, constant, placeholder
+from tilewright.schedule.directives import Directive
 
 Array = np.ndarray[Any, Any]
 DTYPES = (DType.F32, DType.F16, DType.BF16)
@@ -86,8 +88,11 @@ class Case:
         return y
 
 
-def ran(case: Case) -> tuple[list[Run], Array, dict[str, str]]:
-    """The kernels as the emulator ran them, the result, and the tensors that are x and w."""
+def ran(
+    case: Case, directives: Sequence[Directive] = ()
+) -> tuple[list[Run], Array, dict[str, str]]:
+    """The kernels as the emulator ran them, by these directives or those chosen, the result, and
+    the tensors that are x and w."""
     inputs, values = case.tensors, case.arrays()
     tensors: list[Tensor] = list(inputs)
     if case.settled:
@@ -99,7 +104,7 @@ def ran(case: Case) -> tuple[list[Run], Array, dict[str, str]]:
     names = {tensors[0].name: "x", tensors[1].name: "w"} | dict.fromkeys(settled, "w")
     done: list[Run] = []
     for n in kernels:
-        done.append(emulated(n, arrays))
+        done.append(emulated(n, arrays, directives))
         arrays.update(done[-1].written)
         pairs = zip(n.kernel.params, n.tensors, strict=True)
         names |= {f"{len(done) - 1} {names.get(t.name, '')}": b.name for b, t in pairs}
