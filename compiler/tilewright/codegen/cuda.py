@@ -126,13 +126,25 @@ class _CudaEmitter(Emitter):
         count = math.prod(extents)
         if kind is LoopKind.BLOCK:
             self.blocks = count
-            lines = self._position(loops, extents, f"{self.use('block')}()")
+            position = self._together_position if loops and loops[-1].together else self._position
+            lines = position(loops, extents, f"{self.use('block')}()")
             return [*lines, *self._statement(s)]
         self.blocks = max(1, -(-count // THREADS))
         here = f"t = {self.use('block')}() * {THREADS} + {self.use('thread')}()"
         lines = self._position(loops, extents, "t")
         inner = [*lines, *self._statement(s)]
         return [here, f"if t < {self.number(count)}:", *indent(inner)]
+
+    def _together_position(self, loops: list[For], extents: list[int], source: str) -> list[str]:
+        """The same where some iterations of the innermost loop come before those around it go on:
+        they are a divisor of its extent."""
+        (*before, around, inner), count = loops, loops[-1].together
+        assert extents[-1] % count == 0, "iterations come together in whole groups"
+        group, part = (replace(inner, axis=f"{inner.axis} {name}") for name in ("group", "part"))
+        sizes = [*extents[:-2], extents[-1] // count, extents[-2], count]
+        lines = self._position([*before, group, around, part], sizes, source)
+        first, rest = self.axis(group.axis), self.axis(part.axis)
+        return [*lines, f"{self.axis(inner.axis)} = {first} * {self.number(count)} + {rest}"]
 
     def _position(self, loops: list[For], extents: list[int], source: str) -> list[str]:
         """The axes of nested loops, from the number of an iteration."""

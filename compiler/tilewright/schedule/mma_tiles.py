@@ -42,7 +42,13 @@ from tilewright.loops.ir import (
 from tilewright.loops.locate import axis_ranges
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify_threads import WARP
-from tilewright.schedule.block_tiles import Product, baked_loop, find_product, memory_step
+from tilewright.schedule.block_tiles import (
+    Product,
+    baked_loop,
+    find_product,
+    memory_step,
+    over_blocks,
+)
 from tilewright.schedule.cooperate import THREAD, unflattened
 from tilewright.schedule.mma_results import PAIR, StagedResults
 from tilewright.schedule.vectors import VECTOR_BYTES, by_vectors, is_adjacent
@@ -186,9 +192,8 @@ class _MmaTiling:
         ]
 
     def bound(self, body: Stmt) -> Stmt:
-        for axis, n in reversed(self.blocks):
-            body = For(axis, index_const(n), body, LoopKind.BLOCK)
-        return body
+        *_, (_, rows), (_, columns) = self.blocks
+        return over_blocks(body, self.product.batch, rows, columns)
 
     def block(self) -> Stmt:
         ahead = self.how.stages - 1
