@@ -27,6 +27,7 @@ from tilewright.loops.verify import verify
 from tilewright.ops.tensor import Constant, Placeholder, Tensor, footprint
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.schedule.cuda import choose_cuda_schedule
+from tilewright.schedule.directives import Directive, schedule
 
 Array = np.ndarray[Any, Any]
 
@@ -83,9 +84,9 @@ def compiled(e: Launch, architecture: str = "sm_90a") -> CompiledKernel:
     return compile_kernel(source, "kernel")
 
 
-def emulated(n: Lowered, arrays: dict[str, Array]) -> Run:
-    """The scheduled kernel as machine instructions."""
-    kernel = verify(choose_cuda_schedule(n))
+def emulated(n: Lowered, arrays: dict[str, Array], directives: Sequence[Directive] = ()) -> Run:
+    """The kernel, scheduled by these directives or by those chosen, as machine instructions."""
+    kernel = schedule(n.kernel, directives) if directives else verify(choose_cuda_schedule(n))
     e = emit_cuda(kernel)
     made = compiled(e)
     memory, places = Memory(), {}

@@ -15,6 +15,8 @@ from onnx import parser
 
 import tilewright as tw
 from cuda_harness import compiled, execute, instructions, needs_compiler, needs_sass, uses
+from cuda_products import LAYOUTS, Case, ran
+from cuda_products import agree as agree_wide
 from emulated_device import EmulatedDevice, compile_for
 from interpreted import Array, Model
 from tilewright.codegen.cuda import Launch, emit_cuda
@@ -148,6 +150,27 @@ def test_machine_code(tile: MmaTile, architecture: str) -> None:
         assert uses(found, wanted), wanted
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: d.name)
+@pytest.mark.parametrize("tile", MMA_TILES[1:4], ids=str)
+def test_results_are_whole_sectors(tile: MmaTile, dtype: DType) -> None:
+    """Stores, and the residual's loads, are of 128 bits, side by side; so is what lies between
+    them and the sums in shared memory."""
+    case = Case(tile.rows, 2 * tile.depth, 2 * tile.columns, dtype, LAYOUTS[1], "residual")
+    done, found, _ = ran(case, (tile,))
+    agree_wide(case, found)
+    (run,) = done
+    assert run.statistics.traffic is not None
+    nbytes = case.rows * case.columns * dtype.itemsize
+    for place in run.kernel.params[-2:]:
+        requests = run.statistics.traffic.of_global[run.places[place.name]]
+        assert requests.asked == requests.needed == nbytes // 32
+        assert requests.count == nbytes // (16 * 32)
+    factors = tile.stages * (tile.rows + tile.columns) * (tile.depth + 8) * dtype.itemsize
+    sums = tile.rows * (tile.columns + 8) * 4
+    assert run.launch.shared_bytes == max(factors, sums), "results lie where the factors lay"
+
+
 MODELS = {
     "dense": """g (T[40,64] x, T[64,48] w, T[48] b) => (T[40,48] y)
         { a = MatMul(x, w) c = Add(a, b) y = Gelu(c) }""",
@@ -177,6 +200,18 @@ def test_models_in_their_own_type(name: str, dtype: str) -> None:
 
 
 # -- what is refused
+
+
+def with_copies_left(n: Node) -> Node | None:
+    return Wait(1) if n == Wait(0) else None
+
+
+def test_memory_that_copies_go_to_is_not_used_again() -> None:
+    kernel = schedule(product_of("matmul", DType.F16, 32, 32, 64), (SMALL,))
+    verify(kernel)
+    wrong = rewrite(kernel.body, with_copies_left)
+    with pytest.raises(VerifyError, match="used again before copies"):
+        verify(replace(kernel, body=wrong))  # type: ignore[arg-type]
 
 
 def test_other_sums_are_refused() -> None:

@@ -189,3 +189,27 @@ def dot_of_bytes(frame: Frame, i: Instruction) -> Step:
         return low
 
     return elementwise(frame, i, function, ["u32", "u32", sums], sums)
+
+
+@builds("dp2a")
+def dot_of_words(frame: Frame, i: Instruction) -> Step:
+    """c + the products of the two halves of `a` with two bytes of `b`: its lower or its upper
+    ones."""
+    left, right = i.modifiers[1], i.modifiers[2]
+    sums = "u32" if (left, right) == ("u32", "u32") else "s32"
+    first = 2 if i.has("hi") else 0
+    words: dict[str, Any] = {"u32": np.uint16, "s32": np.int16}
+    octets: dict[str, Any] = {"u32": np.uint8, "s32": np.int8}
+
+    def parts(x: Array, dtype: Any, count: int) -> Array:
+        flat = np.ascontiguousarray(np.broadcast_to(x, frame.shape.total))
+        found: Array = flat.view(dtype).reshape(-1, count).astype(np.int64)
+        return found
+
+    def function(a: Array, b: Array, c: Array) -> Array:
+        chosen = parts(b, octets[right], 4)[:, first : first + 2]
+        total = (parts(a, words[left], 2) * chosen).sum(1) + c
+        low: Array = (total & 0xFFFFFFFF).astype(np.uint32).view(c.dtype)
+        return low
+
+    return elementwise(frame, i, function, ["u32", "u32", sums], sums)

@@ -18,6 +18,7 @@ from tilewright.dtypes import DType
 from tilewright.loops.ir import (
     Alloc,
     Barrier,
+    Block,
     Buffer,
     Combine,
     Commit,
@@ -36,7 +37,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import ScalarOp
-from tilewright.loops.verify_threads import WARP, has_threads, threads_of
+from tilewright.loops.verify_threads import WARP, between_barriers, has_threads, threads_of
 
 LIBRARY = "tilewright_kernels.cuda"
 HALVES = ("f16", "bf16")
@@ -85,7 +86,9 @@ def emit_cuda(kernel: Kernel) -> Launch:
 class _CudaEmitter(Emitter):
     alone = False
     blocks = 1
-    shared = 0  # bytes of shared memory laid out so far
+    shared = 0  # bytes of shared memory in use
+    most_shared = 0
+    once = True  # not within a loop, but for those over blocks
 
     def launch(self) -> Launch:
         self.ranges = axis_ranges(self.kernel.body)
@@ -102,7 +105,7 @@ class _CudaEmitter(Emitter):
             tuple(self.numbers),
             self.blocks,
             self.threads,
-            self.shared,
+            self.most_shared,
             self.checks,
         )
 
@@ -123,13 +126,25 @@ class _CudaEmitter(Emitter):
         count = math.prod(extents)
         if kind is LoopKind.BLOCK:
             self.blocks = count
-            lines = self._position(loops, extents, f"{self.use('block')}()")
+            position = self._together_position if loops and loops[-1].together else self._position
+            lines = position(loops, extents, f"{self.use('block')}()")
             return [*lines, *self._statement(s)]
         self.blocks = max(1, -(-count // THREADS))
         here = f"t = {self.use('block')}() * {THREADS} + {self.use('thread')}()"
         lines = self._position(loops, extents, "t")
         inner = [*lines, *self._statement(s)]
         return [here, f"if t < {self.number(count)}:", *indent(inner)]
+
+    def _together_position(self, loops: list[For], extents: list[int], source: str) -> list[str]:
+        """The same where some iterations of the innermost loop come before those around it go on:
+        they are a divisor of its extent."""
+        (*before, around, inner), count = loops, loops[-1].together
+        assert extents[-1] % count == 0, "iterations come together in whole groups"
+        group, part = (replace(inner, axis=f"{inner.axis} {name}") for name in ("group", "part"))
+        sizes = [*extents[:-2], extents[-1] // count, extents[-2], count]
+        lines = self._position([*before, group, around, part], sizes, source)
+        first, rest = self.axis(group.axis), self.axis(part.axis)
+        return [*lines, f"{self.axis(inner.axis)} = {first} * {self.number(count)} + {rest}"]
 
     def _position(self, loops: list[For], extents: list[int], source: str) -> list[str]:
         """The axes of nested loops, from the number of an iteration."""
@@ -161,7 +176,10 @@ class _CudaEmitter(Emitter):
             return [self._copy(s)]
         if s.kind is LoopKind.ASYNC:
             return [print_async(self, s)]
-        return super()._loop(replace(s, kind=LoopKind.SERIAL))  # NVVM unrolls as it sees fit
+        once, self.once = self.once, False
+        lines = super()._loop(replace(s, kind=LoopKind.SERIAL))  # NVVM unrolls as it sees fit
+        self.once = once
+        return lines
 
     def _statement(self, s: Stmt) -> list[str]:
         match s:
@@ -175,7 +193,18 @@ class _CudaEmitter(Emitter):
                 return [f"{self.use('async_wait')}({pending})"]
             case Mma():
                 return print_mma(self, s)
+            case Block(stmts=stmts) if self.once:
+                return self._after_each_other(stmts)
         return super()._statement(s)
+
+    def _after_each_other(self, stmts: tuple[Stmt, ...]) -> list[str]:
+        """What has ended before a barrier leaves its shared memory to what follows."""
+        start, lines = self.shared, list[str]()
+        for part in between_barriers(stmts):
+            lines += [line for s in part for line in self._statement(s)]
+            if part and isinstance(part[-1], Barrier):
+                self.shared = start
+        return lines
 
     def _combine(self, s: Combine) -> str:
         name, verb = self.locals[s.buffer.name], COMBINED[s.op]
@@ -188,6 +217,7 @@ class _CudaEmitter(Emitter):
         """Shared memory of its own for some elements, as text."""
         found = f"{self.use(f'shared_{SUFFIX[dtype]}')}({self.shared})"
         self.shared += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self.most_shared = max(self.most_shared, self.shared)
         return found
 
     def _tile(self, s: Tile) -> list[str]:

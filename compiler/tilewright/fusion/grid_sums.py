@@ -6,34 +6,26 @@ How many parts there are depends on extents alone, so results repeat to the bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
-from tilewright.fusion.contraction import ranges_of
-from tilewright.fusion.inline import Program
+from tilewright.fusion.contraction import find_contraction, ranges_of
+from tilewright.fusion.grid_products import Cut, product_cuts, product_of
+from tilewright.fusion.inline import Program, label
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.sums import lies_across, neighbours, steps_of, taken_apart, widened
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
 from tilewright.loops.ir import Const, Expr, Load, Select, Var, index_const, substitute
 from tilewright.loops.scalars import identity
-from tilewright.ops.tensor import Compute, Reduction, Tensor, fresh_axis, sources
+from tilewright.ops.tensor import Compute, Reduction, Tensor, footprint, fresh_axis, sources
 
 BLOCKS = 512  # about four to a multiprocessor of a large machine
 ENOUGH = 1 << 16  # elements that one block combines sooner than another kernel starts
 PART = 1 << 13  # elements that make a part
 LINE = 128  # results side by side that a block has
+ALIGNED = 16  # elements: parts begin where vectors may
 WHOLE = 64  # the least length of a part with a remainder is a multiple of this
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """An axis that is taken in parts of equal length, the last of which may be shorter."""
-
-    axis: str
-    extent: int
-    count: int
-    length: int
 
 
 def split_for_grid(program: Program) -> Program:
@@ -42,7 +34,15 @@ def split_for_grid(program: Program) -> Program:
     order: list[Tensor] = []
     for t in program.order:
         current = renewed(t, done)
-        if isinstance(current, Compute) and not program.on_tiles(t) and _may_split(current):
+        if isinstance(current, Compute) and (product := product_of(current)) is not None:
+            cuts, why = product_cuts(product)
+            if why:
+                program.decisions.append(f"{label(current)} {why}")
+            if cuts:
+                parts = _divided(program, current, cuts)
+                order.append(parts)
+                current = _whole(current, parts, cuts, "")
+        elif isinstance(current, Compute) and not program.on_tiles(t) and _may_split(current):
             current = taken_apart(current)
             near = _neighbours(current)
             cuts = _cuts(current, near)
@@ -77,7 +77,7 @@ def _neighbours(t: Compute) -> str:
     return neighbours(t, steps)[0]
 
 
-def _cuts(t: Compute, near: str) -> list[_Cut]:
+def _cuts(t: Compute, near: str) -> list[Cut]:
     """Axes whose parts become blocks, outermost in memory first; none where there are blocks
     enough."""
     assert t.reduction is not None
@@ -88,7 +88,7 @@ def _cuts(t: Compute, near: str) -> list[_Cut]:
     blocks = -(-results // LINE) if near or lies_across(t) else t.size
     each = t.size * summed // blocks
     wanted = min(BLOCKS // blocks, each // PART) if each >= ENOUGH else 0
-    cuts: list[_Cut] = []
+    cuts: list[Cut] = []
     for axis, extent in sorted(t.reduction.axes, key=lambda x: -steps[x[0]]):
         if wanted < 2:
             break
@@ -98,22 +98,33 @@ def _cuts(t: Compute, near: str) -> list[_Cut]:
     return cuts if prod(c.count for c in cuts) > 1 else []
 
 
-def _cut(axis: str, extent: int, wanted: int) -> _Cut:
+def _divided(program: Program, t: Compute, cuts: list[Cut]) -> Compute:
+    """The parts of a product: products themselves, on tiles if t is."""
+    program.checked[f"{t.name}_parts"] = program.checked.pop(t.name, ())
+    parts = _parts(t, cuts, "", first=True)
+    if program.contractions.pop(t.name, None) is not None:
+        found = find_contraction(parts)
+        assert found is not None, "parts of a sum of products are sums of products"
+        program.contractions[parts.name] = found
+    return parts
+
+
+def _cut(axis: str, extent: int, wanted: int) -> Cut:
     """In about so many parts, of equal length if there is such a number of them."""
     if extent <= wanted:
-        return _Cut(axis, extent, extent, 1)
+        return Cut(axis, extent, extent, 1)
     equal = next((n for n in range(wanted, wanted // 2, -1) if extent % n == 0), 0)
     if equal:
-        return _Cut(axis, extent, equal, extent // equal)
+        return Cut(axis, extent, equal, extent // equal)
     length = -(-extent // wanted)
     if length > WHOLE:
         length = -(-length // WHOLE) * WHOLE
-    return _Cut(axis, extent, -(-extent // length), length)
+    return Cut(axis, extent, -(-extent // length), length)
 
 
-def _parts(t: Compute, cuts: list[_Cut], near: str) -> Compute:
+def _parts(t: Compute, cuts: list[Cut], near: str, first: bool = False) -> Compute:
     """What comes of the parts, as [part..., result..., neighbour] where results lie side by side
-    in memory, and as [result..., part..., 1] where they do not."""
+    in memory or parts shall come `first`, and as [result..., part..., 1] otherwise."""
     assert t.reduction is not None
     by_axis = {c.axis: c for c in cuts}
     axes: list[tuple[str, int]] = []
@@ -136,12 +147,13 @@ def _parts(t: Compute, cuts: list[_Cut], near: str) -> Compute:
                 nothing = Const(identity(t.reduction.op, t.dtype), t.dtype)
                 body = Select(Var(axis) < extent, body, nothing)
     own = list(zip(t.axes, t.shape, strict=True))
-    placed = [*axes, *own, last] if near or lies_across(t) else [*own, *axes, last]
+    first = first or bool(near) or lies_across(t)
+    placed = [*axes, *own, last] if first else [*own, *axes, last]
     made = replace(
         t,
         name=f"{t.name}_parts",
         shape=tuple(n for _, n in placed),
-        strides=None,
+        strides=_strides(t, len(axes)) if first and not near else None,
         axes=tuple(a for a, _ in placed),
         body=substitute(body, env),  # type: ignore[arg-type]
         reduction=Reduction(t.reduction.op, tuple(kept)),
@@ -150,7 +162,14 @@ def _parts(t: Compute, cuts: list[_Cut], near: str) -> Compute:
     return replace(made, body=simplify_loads(made.body, ranges_of(made)))
 
 
-def _whole(t: Compute, parts: Compute, cuts: list[_Cut], near: str) -> Compute:
+def _strides(t: Compute, parts: int) -> tuple[int, ...] | None:
+    """Of one part after the other, each as t lies in memory."""
+    if t.strides is None or parts != 1:
+        return None
+    return (-(-footprint(t) // ALIGNED) * ALIGNED, *t.strides, 1)
+
+
+def _whole(t: Compute, parts: Compute, cuts: list[Cut], near: str) -> Compute:
     """The same as t, from what comes of its parts."""
     assert t.reduction is not None
     first = parts.axes[len(cuts) : -1] == t.axes

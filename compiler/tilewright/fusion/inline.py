@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from tilewright.fusion.contraction import Contraction, find_contraction, ranges_of
-from tilewright.fusion.decide import Refusal
+from tilewright.fusion.decide import Reason, Refusal
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.affine import simplify_loads
@@ -60,7 +60,7 @@ class Program:
     order: list[Tensor]
     consumers: dict[str, list[Tensor]]
     contractions: dict[str, Contraction]
-    decisions: list[Refusal] = field(default_factory=list)
+    decisions: list[Reason] = field(default_factory=list)
     checked: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # nodes whose checks a tensor's body makes
@@ -102,7 +102,7 @@ class _Inliner:
         self.output_names = {t.name for t in outputs}
         self.done: dict[str, Tensor] = {}
         self.contractions: dict[str, Contraction] = {}
-        self.decisions: list[Refusal] = []
+        self.decisions: list[Reason] = []
         self.checked: dict[str, tuple[str, ...]] = {}
         self.math_ok = self._views_that_take_math()
         self.for_convolutions = self._read_by_convolutions()

@@ -6,9 +6,9 @@ from dataclasses import replace
 from math import prod
 
 from tilewright.fusion.contraction import ranges_of
+from tilewright.fusion.grid_products import MIN_COLUMNS
 from tilewright.fusion.inline import Program, strides_in
 from tilewright.fusion.renew import renewed
-from tilewright.fusion.winograd import WinogradCompute
 from tilewright.loops.ir import Expr, Load, Node, Var, rewrite, strides_of, walk
 from tilewright.loops.locate import offset
 from tilewright.ops.tensor import Compute, Constant, Tensor, fresh_axis, sources
@@ -18,14 +18,16 @@ MIN_SIZE = 1 << 6  # elements of a constant that is worth a copy
 
 def lay_constants(program: Program) -> Program:
     """The program with copies of constants so laid out, which depend on nothing else: `settle`
-    makes them constants again. What matmuls and convolutions on tiles read stays."""
+    makes them constants again. What matmuls and convolutions on tiles read stays, but for
+    matrices of too few columns for tiles."""
     made: dict[tuple[str, int], Compute] = {}
     done: dict[str, Tensor] = {}
     order: list[Tensor] = []
     for t in program.order:
         current = renewed(t, done)
-        on_tiles = program.on_tiles(t) or isinstance(t, WinogradCompute)
-        if isinstance(current, Compute) and not on_tiles:
+        if isinstance(current, Compute) and (
+            not program.on_tiles(t) or _is_narrow(program, current)
+        ):
             before = len(made)
             current = _laid(current, made)
             order += list(made.values())[before:]
@@ -38,6 +40,15 @@ def lay_constants(program: Program) -> Program:
         for s in sources(t):
             program.consumers.setdefault(s.name, []).append(t)
     return program
+
+
+def _is_narrow(program: Program, t: Compute) -> bool:
+    """Whether t multiplies by a matrix of few columns."""
+    c = program.contractions.get(t.name)
+    if c is None or len(c.depth) > 1:
+        return False
+    own = c.b.axes - c.a.axes
+    return prod(n for a, n in zip(t.axes, t.shape, strict=True) if a in own) < MIN_COLUMNS
 
 
 def _laid(t: Compute, made: dict[tuple[str, int], Compute]) -> Compute:

@@ -8,12 +8,13 @@
 * what is copied asynchronously is read only after a wait and then a barrier;
 * the lanes of a warp come to its matrix products together;
 * what outlives the block is written by threads, and no two write one element;
+* shared memory that is used again after its buffers have ended has no copies on their way to it;
 * the shared memory of a block fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -82,8 +83,34 @@ def threads_of(kernel: Kernel) -> int:
 
 def shared_bytes(kernel: Kernel) -> int:
     """The shared memory of a block."""
-    found = (n.buffer for n in walk(kernel.body) if isinstance(n, Alloc))
-    return sum(b.dtype.itemsize * prod(b.shape) for b in found if b.space is Space.SHARED)
+    return _room(kernel.body, True)
+
+
+def _room(s: Stmt, once: bool) -> int:
+    """The shared memory of a statement. What has ended lies before the barriers of a block that
+    runs `once`: after them its memory is used again."""
+    match s:
+        case Alloc(buffer=b, body=body):
+            own = b.dtype.itemsize * prod(b.shape) if b.space is Space.SHARED else 0
+            return own + _room(body, once)
+        case For(kind=kind, body=body):
+            return _room(body, once and kind is LoopKind.BLOCK)
+        case If(body=body):
+            return _room(body, once)
+        case Block(stmts=stmts):
+            parts = between_barriers(stmts) if once else [list(stmts)]
+            return max(sum(_room(t, once) for t in part) for part in parts)
+    return 0
+
+
+def between_barriers(stmts: Sequence[Stmt]) -> list[list[Stmt]]:
+    """Statements up to each barrier among them, which it ends, and those after the last one."""
+    parts: list[list[Stmt]] = [[]]
+    for s in stmts:
+        parts[-1].append(s)
+        if isinstance(s, Barrier):
+            parts.append([])
+    return parts
 
 
 def verify_threads(kernel: Kernel) -> None:
@@ -158,6 +185,7 @@ class _Checker:
             case For(body=body) | If(body=body) | Alloc(body=body):
                 self.structure(body, False)
             case Block(stmts=stmts):
+                self.reused(stmts)
                 for t in stmts:
                     self.structure(t, False)
             case Combine(buffer=b, op=op, width=width):
@@ -170,6 +198,20 @@ class _Checker:
                     self.fail(f"{b.name} is written outside of the threads")
             case Tile() | Barrier() | Commit() | Wait() | Mma():
                 pass
+
+    def reused(self, stmts: Sequence[Stmt]) -> None:
+        """Whether nothing is on its way to shared memory that others use after a barrier."""
+        under_way = False
+        for s in stmts:
+            below = list(walk(s))
+            if isinstance(s, Wait) and s.pending == 0:
+                under_way = False
+            if under_way and any(isinstance(n, Alloc) and _is_shared(n) for n in below):
+                self.fail("memory is used again before copies to it are waited for")
+            under_way = under_way or any(
+                isinstance(n, Alloc) and _is_shared(n) and any(map(_is_async, walk(n)))
+                for n in below
+            )
 
     def inside(self, loop: For) -> None:
         """The body of a loop over threads."""
@@ -336,6 +378,10 @@ def _is_of_one(loop: For) -> bool:
 
 def _is_async(n: Node) -> bool:
     return isinstance(n, For) and n.kind is LoopKind.ASYNC
+
+
+def _is_shared(n: Alloc) -> bool:
+    return n.buffer.space is Space.SHARED
 
 
 def _is_common(b: Buffer) -> bool:

@@ -43,6 +43,8 @@ from tilewright.schedule.vectors import VECTOR_BYTES, by_vectors
 
 GROUP = 4  # results that lie side by side in one thread
 PAD = 4  # elements between the rows of a staged operand, so that they begin in different banks
+MANY_BLOCKS = 396  # that do not all run at about the same time
+MOST_TOGETHER = 8  # rows of blocks
 
 Axes = list[tuple[str, int]]
 
@@ -159,15 +161,9 @@ class _Tiling:
     # -- the block
 
     def bound(self, body: Stmt) -> Stmt:
-        rows, columns, _ = self.sizes
-        blocks = [
-            *self.product.batch,
-            ("block_row", -(-rows // self.how.rows)),
-            ("block_column", -(-columns // self.how.columns)),
-        ]
-        for axis, n in reversed(blocks):
-            body = For(axis, index_const(n), body, LoopKind.BLOCK)
-        return body
+        (rows, columns, _), how = self.sizes, self.how
+        blocks = -(-rows // how.rows), -(-columns // how.columns)
+        return over_blocks(body, self.product.batch, *blocks)
 
     def block(self) -> Stmt:
         steps = -(-self.sizes[2] // self.how.depth)
@@ -325,6 +321,23 @@ class _Tiling:
         blocks = {"block_row": -(-rows // how.rows), "block_column": -(-columns // how.columns)}
         every = {**dict(self.product.batch), **sizes, **blocks}
         return {a: (0.0, n - 1.0) for a, n in every.items()}
+
+
+def over_blocks(body: Stmt, batch: Sequence[tuple[str, int]], rows: int, columns: int) -> Stmt:
+    """The body for each block of results. Where they are many, those that run at the same time are
+    of some rows and some columns, and share factors in the cache, instead of all of a few rows."""
+    along, across = ("block_row", rows), ("block_column", columns)
+    count = rows_together(rows) if rows * columns > MANY_BLOCKS else 0
+    axes = [*batch, across, along] if count else [*batch, along, across]
+    for axis, n in reversed(axes):
+        body = For(axis, index_const(n), body, LoopKind.BLOCK, together=count * (axis == along[0]))
+    return body
+
+
+def rows_together(rows: int) -> int:
+    """How many rows of blocks walk all columns together: a divisor of them; 0 for no such."""
+    found = (n for n in range(MOST_TOGETHER, 1, -1) if rows % n == 0)
+    return next((n for n in found if n == rows or 2 * n >= MOST_TOGETHER), 0)
 
 
 def baked_loop(axis: str, count: int, body: Stmt) -> Stmt:

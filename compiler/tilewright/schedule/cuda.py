@@ -13,7 +13,7 @@ from tilewright.loops.ir import Accumulate, For, Kernel, Load, LoopKind, Store, 
 from tilewright.loops.locate import allocations, axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
 from tilewright.schedule.attend import attend
-from tilewright.schedule.block_tiles import BlockTile, find_product
+from tilewright.schedule.block_tiles import BlockTile, Product, find_product
 from tilewright.schedule.builder import Builder
 from tilewright.schedule.columns import Columns
 from tilewright.schedule.cooperate import Cooperate
@@ -25,6 +25,7 @@ from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.read_once import ReadOnce
 from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.teams import Teams
+from tilewright.schedule.thin_tiles import thin_tiles
 from tilewright.schedule.transposed import Transpose, read_along
 from tilewright.schedule.vectors import Vectorize, lanes_for
 
@@ -101,6 +102,8 @@ def _multiply(builder: Builder) -> bool:
     product = find_product(builder.kernel)
     if product is None:
         return False
+    if _thin(builder, product):
+        return True
     rows, columns, depth, batch = (
         prod(n for _, n in axes)
         for axes in (product.rows, product.columns, product.depth, product.batch)
@@ -110,6 +113,14 @@ def _multiply(builder: Builder) -> bool:
     if builder.attempt_if_shown(_fitting(MMA_TILES, rows, columns, batch)):
         return True
     return builder.attempt(_fitting(TILES, rows, columns, batch))
+
+
+def _thin(builder: Builder, product: Product) -> bool:
+    """A few rows, or columns: the other factor is read once, by vectors if it may be."""
+    rows, columns = (prod(n for _, n in axes) for axes in (product.rows, product.columns))
+    if rows >= MIN_ROWS and columns >= MIN_COLUMNS:
+        return False
+    return any(map(builder.attempt_if_shown, thin_tiles(product, BLOCKS)))
 
 
 T = TypeVar("T", BlockTile, MmaTile)

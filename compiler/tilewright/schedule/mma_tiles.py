@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -41,14 +42,20 @@ from tilewright.loops.ir import (
 from tilewright.loops.locate import axis_ranges
 from tilewright.loops.scalars import ScalarOp
 from tilewright.loops.verify_threads import WARP
-from tilewright.schedule.block_tiles import Product, baked_loop, find_product, memory_step
+from tilewright.schedule.block_tiles import (
+    Product,
+    baked_loop,
+    find_product,
+    memory_step,
+    over_blocks,
+)
 from tilewright.schedule.cooperate import THREAD, unflattened
+from tilewright.schedule.mma_results import PAIR, StagedResults
 from tilewright.schedule.vectors import VECTOR_BYTES, by_vectors, is_adjacent
 
 ROWS, COLUMNS = 16, 8  # of one instruction's sums
 DEPTH_BYTES = 32  # of a row that one instruction multiplies
 MIN_ASYNC_BYTES = 4
-PAIR = 2  # sums that lie side by side in one thread
 HALVES = (DType.F16, DType.BF16)
 BYTES = (DType.I8, DType.U8)
 COMPARISONS = (ScalarOp.LT, ScalarOp.LE, ScalarOp.GT, ScalarOp.GE, ScalarOp.EQ, ScalarOp.NE)
@@ -145,8 +152,8 @@ class _MmaTiling:
 
         def rule(n: Node) -> Node | None:
             if isinstance(n, (Store, Accumulate)):
-                value = simplify_loads(n.value, ranges)
-                return n if value is n.value else replace(n, value=value)
+                index = tuple(simplify_index(i, ranges) for i in n.index)
+                return replace(n, index=index, value=simplify_loads(n.value, ranges))
             return None
 
         return replace(self.kernel, body=rewrite(body, rule))  # type: ignore[arg-type]
@@ -185,9 +192,8 @@ class _MmaTiling:
         ]
 
     def bound(self, body: Stmt) -> Stmt:
-        for axis, n in reversed(self.blocks):
-            body = For(axis, index_const(n), body, LoopKind.BLOCK)
-        return body
+        *_, (_, rows), (_, columns) = self.blocks
+        return over_blocks(body, self.product.batch, rows, columns)
 
     def block(self) -> Stmt:
         ahead = self.how.stages - 1
@@ -206,16 +212,18 @@ class _MmaTiling:
         first = self.copies(Var("first"), Var("first"))
         if ahead > steps:
             first = If(Var("first") < steps, first)
-        whole = Block(
-            (
-                self.by_threads(self.each(Store(self.sums, self.place, self.zero))),
-                For("first", index_const(ahead), Block((self.by_threads(first), Commit()))),
-                For("step", index_const(steps), step),
-                self.by_threads(self.finish()),
-            )
+        sums = (
+            self.by_threads(self.each(Store(self.sums, self.place, self.zero))),
+            For("first", index_const(ahead), Block((self.by_threads(first), Commit()))),
+            For("step", index_const(steps), step),
         )
         a, b = self.staged
-        return Alloc(a, Alloc(b, Alloc(self.sums, whole)))
+        if not self.results.is_of_use:
+            finish = self.by_threads(self.finish())
+            return Alloc(a, Alloc(b, Alloc(self.sums, Block((*sums, finish)))))
+        multiplied = Alloc(a, Alloc(b, Block(sums)))
+        results = self.results.statement(self.by_threads)  # in the memory of the factors
+        return Alloc(self.sums, Block((multiplied, Wait(0), Barrier(), results)))
 
     def by_threads(self, s: Stmt) -> For:
         return For(THREAD, index_const(self.how.threads), s, LoopKind.THREAD)
@@ -345,6 +353,25 @@ class _MmaTiling:
         return Load(self.staged[side], (stage, *place))
 
     # -- the results
+
+    @cached_property
+    def results(self) -> StagedResults:
+        """The block's results, if they go by way of shared memory."""
+        how = self.how
+        return StagedResults(
+            self.product, how.rows, how.columns, how.threads, self.blocks, self.put
+        )
+
+    def put(self, place: Callable[[Expr, Expr], tuple[Expr, ...]], target: Buffer) -> Stmt:
+        """A thread's sums to where they belong, by pairs."""
+        lane, how = Var(THREAD) % WARP, self.how
+        row = self.warp[0] * how.height + Var("i") * ROWS + Var("h") * (ROWS // 2) + lane // 4
+        pair = self.warp[1] * (how.width // PAIR) + Var("j") * (COLUMNS // PAIR) + lane % 4
+        copy = Store(target, place(row, pair), Load(self.sums, self.place))
+        put: Stmt = For("v", index_const(PAIR), copy, LoopKind.VECTOR, baked=True)
+        for axis, n in reversed(list(zip("ijh", self.sums.shape[1:4], strict=True))):
+            put = baked_loop(axis, n, put)
+        return put
 
     def finish(self) -> Stmt:
         """What becomes of the sums, by pairs where they lie side by side."""
