@@ -8,7 +8,7 @@ from typing import Any
 
 from tilewright.loops.ir import Kernel
 from tilewright.loops.show import show
-from tilewright.runtime.profile import Measured
+from tilewright.runtime.profile import Finding
 from tilewright.schedule.directives import schedule
 
 AS_LOWERED = "as lowered"
@@ -33,11 +33,11 @@ class Levels:
         return tuple(steps)
 
     @property
-    def measured(self) -> Measured | None:
+    def measured(self) -> Finding | None:
         """What the last profile of the model found of this kernel."""
         return self.__dict__.get("_measured")
 
-    def remember(self, found: Measured) -> None:
+    def remember(self, found: Finding) -> None:
         """Keeps a measurement beside the kernel, which is the same with it and without."""
         self.__dict__["_measured"] = found
 

@@ -46,7 +46,7 @@ rint round roundeven scalbn sin sincos sinh sqrt tan tanh tgamma trunc""".split(
 ALLOWED_SYMBOLS = frozenset(
     {name + suffix for name in _LIBM for suffix in ("", "f")}
     | {"memset", "memcpy", "memmove"}
-    | {"sched_yield", "nanosleep", "syscall", "clock_gettime"}  # the executor's own
+    | {"sched_yield", "nanosleep", "syscall", "clock_gettime", "pthread_self"}  # the executor's own
 )
 
 # A kernel returns nothing, yet a Numba function returns a status. The guard call is dead code once
