@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 SWEEPS = 6
 LONGEST = 12  # layers that an edge may cross; a longer one is only named at its ends
@@ -139,7 +140,7 @@ def _apart(
 ) -> list[float]:
     """Places near the wanted ones, in order and far enough from each other: the mean of pushing
     everything to the right and of pushing everything to the left, which both are."""
-    between = [(sizes[a] + sizes[b]) / 2 + gap for a, b in zip(row[:-1], row[1:], strict=True)]
+    between = [(sizes[a] + sizes[b]) / 2 + gap for a, b in pairwise(row)]
     right = list(wanted)
     for k, space in enumerate(between):
         right[k + 1] = max(right[k + 1], right[k] + space)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tilewright.loops.ir import Kernel
 from tilewright.loops.show import show
+from tilewright.runtime.display import Displayed
 from tilewright.runtime.profile import Finding
 from tilewright.schedule.directives import schedule
 
@@ -15,7 +16,7 @@ AS_LOWERED = "as lowered"
 NUMBAS_NAME = re.compile(r"_ZN10tilewright9generated\w+")
 
 
-class Levels:
+class Levels(Displayed):
     """What a kernel's loops were on the way, and what the last profile found of it."""
 
     kernel: Kernel  # scheduled
