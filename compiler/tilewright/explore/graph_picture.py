@@ -138,7 +138,6 @@ class _Painter:
     def paint(self) -> tuple[str, float, float]:
         parts = [self._frame(boxes, repeat) for boxes, repeat in self.drawing.frames]
         parts += [self._edge(*e) for e in self.drawing.edges if e not in self.long]
-        parts += [self._back(*e) for e in self.drawing.back]
         parts += [self._box(n) for n in range(len(self.drawing.boxes))]
         parts += self._labels()
         label = f"{len(self.found.steps)} steps and the buffers between them"
@@ -198,13 +197,13 @@ class _Painter:
         for x, at, half in items:
             seen.setdefault(self.column[at], []).append((x - half, x + half))
         offset = MARGIN
-        self.shift = [0.0] * columns
+        self.shift, self.left = [0.0] * columns, [0.0] * columns
         for k in range(columns):
             spans = seen.get(k, [(0.0, 0.0)])
             left[k], right[k] = min(a for a, _ in spans), max(b for _, b in spans)
-            self.shift[k] = offset - left[k]
-            offset += right[k] - left[k] + 2 * GAP
-        self.width = offset - 2 * GAP + MARGIN + 10 * CHARACTER
+            self.left[k], self.shift[k] = offset, offset - left[k]
+            offset += right[k] - left[k] + 3 * GAP
+        self.width = offset - 3 * GAP + MARGIN + 10 * CHARACTER
         split = {e for e in self.drawing.edges if self._columns(e) > 1}
         next_door = {e for e in split if self._columns(e) == 2 and not layout.bends.get(e)}
         self.long = set(layout.long) | (split - next_door)
@@ -293,7 +292,7 @@ class _Painter:
         start = self._x(a), self._y(a) + self.height_of(a)
         end = self._x(b), self._y(b)
         if (a, b) in self.side:  # from the end of one column to the top of the next
-            middle = end[0] - self._half(b) - GAP
+            middle = self.left[self.column[self.layout.layer[b]]] - GAP
             d = (
                 f"M{start[0]:.1f} {start[1]:.1f}V{start[1] + 16:.1f}H{middle:.1f}"
                 f"V{end[1] - 12:.1f}H{end[0]:.1f}V{end[1]:.1f}"
@@ -320,21 +319,6 @@ class _Painter:
 
     def _value(self, value: Value) -> str:
         return f"{value.shape}, {nbytes(value.nbytes)}"
-
-    def _back(self, a: int, b: int) -> str:
-        """From the end of a period to its begin, outside of the boxes."""
-        start, end = self._y(a) + self.height_of(a) / 2, self._y(b) + self.height_of(b) / 2
-        x0, x1 = self._x(a) + self._half(a), self._x(b) + self._half(b)
-        side = max(x0, x1) + GAP / 2
-        d = f"M{x0:.1f} {start:.1f}C{side:.1f} {start:.1f} {side:.1f} {start:.1f} {side:.1f} "
-        d += f"{(start + end) / 2:.1f}S{side:.1f} {end:.1f} {x1:.1f} {end:.1f}"
-        tip = f"M{x1 + 7:.1f} {end - 4:.1f}L{x1:.1f} {end:.1f}L{x1 + 7:.1f} {end + 4:.1f}Z"
-        style = {"stroke_dasharray": "4 3"}
-        names = "to the next time\n" + "\n".join(
-            self._value(self.found.values[v]) for v in self.drawing.back[a, b]
-        )
-        parts = element("path", d=d, cls="edge", **style) + element("path", d=tip, cls="tip")
-        return element("g", title(names) + parts)
 
     def height_of(self, n: int) -> float:
         box = self.drawing.boxes[n]
@@ -365,16 +349,23 @@ class _Painter:
             if shown:
                 more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
                 parts.append(text(shown[0] + more, x + 7, y + 13, "dim on"))
-        for n, names in self._missing().items():
-            words = shorten(f"from {', '.join(names)}", BOX)
-            parts.append(text(words, self._x(n) - self._half(n), self._y(n) - 4, "dim on"))
+        for n, words in self._missing().items():
+            right = self._x(n) + self._half(n)
+            parts.append(
+                text(shorten(words, self._half(n) - 8), right, self._y(n) - 4, "dim on", "end")
+            )
         return parts
 
-    def _missing(self) -> dict[int, list[str]]:
+    def _missing(self) -> dict[int, str]:
+        """Where lines that are not drawn come from; from the second time on: `then`."""
         found: dict[int, list[str]] = {}
-        for a, b in sorted(self.long):
-            found.setdefault(b, []).append(self._name(a))
-        return found
+        for word, edges in (("from", sorted(self.long)), ("then", sorted(self.drawing.back))):
+            for a, b in edges:
+                names = found.setdefault(b, [])
+                names.append(
+                    self._name(a) if word in " ".join(names) else f"{word} {self._name(a)}"
+                )
+        return {b: ", ".join(names) for b, names in found.items()}
 
     def _name(self, n: int) -> str:
         box = self.drawing.boxes[n]

@@ -39,7 +39,7 @@ def kernel_page(kernel: Any, below: bool = True) -> Page:
         Part("cost", _cost(kernel, limits)),
     ]
     if below:
-        parts += [Part(name, (block,)) for name, block in _below(kernel)]
+        parts += [Part(name, (block,), is_deep=True) for name, block in _below(kernel)]
     facts = [f"computes {kernel.graph} in {tasks(kernel)}"]
     if kernel.nodes:
         facts.append(f"nodes: {', '.join(kernel.nodes)}")
@@ -56,20 +56,17 @@ def _limits(kernel: Any) -> Ceilings | None:
 
 def _loops(kernel: Levels) -> tuple[Block, ...]:
     """The loops after each directive, the lines that it made marked."""
-    names, blocks, before = [], list[Block](), ""
+    blocks, before = list[Block](), ""
     for k, (directive, text) in enumerate(kernel.steps):
         marked = changed_lines(before, text) if k else frozenset[int]()
-        names.append(f"{k}")
-        title = f"as lowered, {len(kernel.steps) - 1} directives follow" if not k else directive
+        same = " (the text is the same)" if text == before else ""
+        title = directive + same if k else f"{directive}, {len(kernel.steps) - 1} directives follow"
         blocks.append(Code(text, LOOPS, title, marked))
         before = text
-    last_first = [*reversed(names)], [*reversed(blocks)]
-    schedule = Table(
-        ("", "schedule"),
-        tuple((str(k), directive) for k, (directive, _) in enumerate(kernel.steps)),
-        texts=2,
-    )
-    return schedule, Choice(tuple(last_first[0]), tuple(last_first[1]))
+    rows = tuple((str(k), directive) for k, (directive, _) in enumerate(kernel.steps))
+    names = tuple(number for number, _ in rows)
+    schedule = Table(("", "schedule"), rows, texts=2)
+    return schedule, Choice(names, tuple(blocks), chosen=len(blocks) - 1)
 
 
 def changed_lines(before: str, after: str) -> frozenset[int]:

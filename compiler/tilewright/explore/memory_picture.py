@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tilewright.explore.flow import Flow, Value
 from tilewright.explore.pages import nbytes
@@ -39,7 +40,11 @@ def spans(found: Flow, stage: int) -> list[Span]:
 
 def live(lying: Sequence[Span], kernels: int) -> list[int]:
     """The bytes that are needed while each kernel runs."""
-    return [sum(s.value.nbytes for s in lying if s.first <= k <= s.last) for k in range(kernels)]
+    changes = [0] * (kernels + 1)
+    for s in lying:
+        changes[s.first] += s.value.nbytes
+        changes[s.last + 1] -= s.value.nbytes
+    return list(accumulate(changes[:kernels]))
 
 
 def memory_picture(found: Flow, stage: int) -> tuple[str, float]:
@@ -49,22 +54,23 @@ def memory_picture(found: Flow, stage: int) -> tuple[str, float]:
     width = min(MOST_WIDTH, max(LEAST_WIDTH, LEFT + RIGHT + COLUMN * len(kernels)))
     across = (width - LEFT - RIGHT) / max(len(kernels), 1)
     up = (HEIGHT - TOP - BOTTOM) / size
-    parts = [_heading(lying, len(kernels), size, width)]
+    parts = [_heading(lying, len(kernels), size)]
     parts += _grid(size, up, width)
     parts += [_rectangle(k, s, across, up) for k, s in enumerate(lying)]
     parts.append(_live(live(lying, len(kernels)), across, up))
+    parts += [_name(s, across, up) for s in lying]
     parts += _numbers(len(kernels), across)
     middle = LEFT + (width - LEFT - RIGHT) / 2
     parts.append(text("kernel", middle, HEIGHT - 6, "dim", "middle"))
     return picture(parts, width, HEIGHT, "memory of the plan over its kernels"), width
 
 
-def _heading(lying: Sequence[Span], kernels: int, size: int, width: float) -> str:
+def _heading(lying: Sequence[Span], kernels: int, size: int) -> str:
     needed = max(live(lying, kernels), default=0)
-    words = f"{nbytes(size)} of memory; {nbytes(needed)} are needed at the same time at most"
-    return text(words, LEFT, 16, "name") + text(
-        "the line is what each kernel needs", width - RIGHT, 16, "dim", "end"
+    words = (
+        f"{nbytes(size)} of memory; the line is what each kernel needs, {nbytes(needed)} at most"
     )
+    return text(words, LEFT, 16, "name")
 
 
 def _grid(size: int, up: float, width: float) -> list[str]:
@@ -85,10 +91,17 @@ def _rectangle(k: int, s: Span, across: float, up: float) -> str:
     cls = f"c{k % HUES}"
     tip = f"{s.value.shape}\n{nbytes(s.value.nbytes)} at {offset:,}\nk{s.first} to k{s.last}"
     parts = [title(tip), element("rect", x=x, y=y, width=width, height=height, cls=cls)]
-    if height > LABEL and width > 6 * CHARACTER:
-        words = shorten(s.value.shape.partition(" ")[2], width - 6)
-        parts.append(text(words, x + 3, y + min(height - 3, height / 2 + 4)))
     return element("g", "".join(parts))
+
+
+def _name(s: Span, across: float, up: float) -> str:
+    """The shape of a buffer, where there is room for it."""
+    width, height = (s.last - s.first + 1) * across, s.value.nbytes * up
+    if height <= LABEL or width <= 6 * CHARACTER:
+        return ""
+    middle = HEIGHT - BOTTOM - (s.value.offset or 0) * up - height / 2
+    words = shorten(s.value.shape.partition(" ")[2], width - 6)
+    return text(words, LEFT + s.first * across + 3, middle + 4)
 
 
 def _live(needed: Sequence[int], across: float, up: float) -> str:

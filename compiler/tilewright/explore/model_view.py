@@ -23,6 +23,7 @@ from tilewright.runtime.model import CompiledModel
 
 MOST_WHOLE = 1500  # steps of a graph that is drawn without folding as well
 MOST_SIGNATURES = 20
+WIDE = 1000.0  # a picture that many screens are too narrow for
 HINT = (
     "No signature has been seen, so there are no kernels yet. Call the model, or "
     "model.warmup({...}) with shapes; model.profile({...}) adds times to what is shown."
@@ -147,7 +148,7 @@ def _memory(found: Flow) -> tuple[Block, ...]:
         needed = max(live(lying, kernels), default=0)
         instead = f"{nbytes(size)} for {len(lying)} buffers, {nbytes(needed)} needed at once"
         title = f"stage {stage}" if len(found.arenas) > 1 else ""
-        blocks.append(Picture(svg, width, instead, title=title))
+        blocks.append(Picture(svg, width, instead, width > WIDE, title))
     if len(blocks) == 1:
         blocks.append(Text("No kernel passes anything on through this memory."))
     return tuple(blocks)

@@ -15,7 +15,7 @@ from tilewright.explore.theme import PICTURES, variables
 
 ZOOMS = (("whole", 0.0), ("50 %", 0.5), ("100 %", 1.0), ("200 %", 2.0))
 NATURAL = 2  # the zoom to begin with
-MOST_TABS = 12
+MOST_TABS = 24
 
 STYLE = (
     """\
@@ -48,7 +48,7 @@ white-space:nowrap;vertical-align:top}
 .tw table.tw-table tbody tr:hover{background:var(--tw-soft)}
 .tw table.tw-table .l{text-align:left}
 .tw table.tw-table td.w{white-space:normal;min-width:14em;max-width:34em;overflow-wrap:anywhere}
-.tw table.tw-table td.b{background:linear-gradient(to left,
+.tw table.tw-table td.b{min-width:120px;background:linear-gradient(to right,
 color-mix(in srgb,var(--tw-cost) 45%,transparent) var(--s),transparent var(--s))}
 .tw pre.tw-code{margin:0;padding:8px 10px;background:var(--tw-soft);color:var(--tw-fg);
 border:0;border-radius:6px;overflow:auto;max-height:560px;white-space:pre;tab-size:4;
@@ -106,15 +106,18 @@ class _Writer:
                 inside = _code(block)
             case Picture():
                 inside = self._picture(block)
-            case Choice(names=names, blocks=blocks):
+            case Choice(names=names, blocks=blocks, chosen=chosen):
                 pairs = zip(names, map(self.block, blocks), strict=True)
-                inside = self.tabs(list(pairs))
+                inside = self.tabs(list(pairs), chosen)
         return f'<div class="tw-b">{inside}</div>'
 
-    def tabs(self, parts: list[tuple[str, str]]) -> str:
-        """One part at a time."""
+    def tabs(self, parts: list[tuple[str, str]], chosen: int = 0) -> str:
+        """One part at a time; folds where there are too many for that."""
+        if len(parts) > MOST_TABS:
+            folds = (f"<summary>{_text(title)}</summary>{inside}" for title, inside in parts)
+            return "".join(f"<details>{fold}</details>" for fold in folds)
         name, panels = f"tw{self._key}{next(self._next)}", []
-        controls = self._controls(name, [title for title, _ in parts], 0)
+        controls = self._controls(name, [title for title, _ in parts], chosen)
         for k, (_, inside) in enumerate(parts, 1):
             panels.append(f'<div class="tw-p p{k}">{inside}</div>')
         return f'<div class="tw-tabs">{controls}{"".join(panels)}</div>'
@@ -143,7 +146,8 @@ def _table(t: Table) -> str:
         f'<th class="{"l" if k < t.texts else ""}">{_text(c)}</th>' for k, c in enumerate(t.columns)
     )
     rows = "".join(f"<tr>{_cells(t, n, row)}</tr>" for n, row in enumerate(t.rows))
-    table = f'<table class="tw-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    titles = f"<thead><tr>{head}</tr></thead>" if any(t.columns) else ""
+    table = f'<table class="tw-table">{titles}<tbody>{rows}</tbody></table>'
     return f'<div class="tw-x">{table}</div>'
 
 

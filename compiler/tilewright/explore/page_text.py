@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tilewright.explore.highlight import RICH
-from tilewright.explore.pages import Block, Choice, Code, Page, Picture, Table, Text
+from tilewright.explore.pages import Block, Choice, Code, Page, Part, Picture, Table, Text
 
 LONGEST_CODE = 60  # lines; more are cut off, as a page shows the most important
 LONGEST_TABLE = 80
@@ -19,11 +19,15 @@ MARK = "> "
 def plain(page: Page, width: int) -> str:
     """Lines no longer than `width`, code apart."""
     lines = [*_wrapped(page.title, width), *(w for f in page.facts for w in _wrapped(f, width))]
-    for part in page.parts:
+    for part in _shallow(page):
         lines += ["", part.title, "-" * len(part.title)]
         for block in part.blocks:
             lines += _plain(block, width)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shallow(page: Page) -> list[Part]:
+    return [p for p in page.parts if not p.is_deep]
 
 
 def _plain(block: Block, width: int) -> Iterator[str]:
@@ -76,7 +80,8 @@ def table(t: Table, width: int) -> Iterator[str]:
             break
         kept -= 1
     sizes = [*room, *widths[t.texts : kept]]
-    for row in (t.columns, tuple("-" * w for w in sizes), *rows):
+    titles = (t.columns, tuple("-" * w for w in sizes)) if any(t.columns) else ()
+    for row in (*titles, *rows):
         cells = (
             _cut(c, w).ljust(w) if k < t.texts else c.rjust(w)
             for k, (c, w) in enumerate(zip(row, sizes, strict=False))
@@ -92,8 +97,7 @@ def _shared(widths: Sequence[int], free: int) -> list[int]:
     """The widths of texts, the widest of which give way until they fit or are LEAST."""
     sizes = list(widths)
     while sum(sizes) > free and max(sizes, default=0) > LEAST:
-        k = sizes.index(max(sizes))
-        sizes[k] = max(LEAST, sizes[k] - (sum(sizes) - free))
+        sizes[sizes.index(max(sizes))] -= 1
     return sizes
 
 
@@ -113,7 +117,7 @@ def renderable(page: Page) -> Any:
 
     parts: list[Any] = [Words(page.title, style="bold")]
     parts += [Words(f, style="dim") for f in page.facts]
-    for part in page.parts:
+    for part in _shallow(page):
         parts.append(Rule(Words(part.title), align="left", style="cyan"))
         parts += [r for block in part.blocks for r in _rich(block)]
     return Group(*parts)
@@ -152,8 +156,9 @@ class _RichTable:
         from rich.text import Text as Words
 
         lines = list(table(self._table, options.max_width))
-        yield Words(lines[0], style="bold", no_wrap=True, overflow="crop")
-        yield Words("\n".join(lines[1:]), no_wrap=True, overflow="crop")
+        if any(self._table.columns):
+            yield Words(lines.pop(0), style="bold", no_wrap=True, overflow="crop")
+        yield Words("\n".join(lines), no_wrap=True, overflow="crop")
 
 
 def _syntax(text: str, language: str, marked: frozenset[int]) -> Any:

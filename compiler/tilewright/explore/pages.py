@@ -51,10 +51,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several blocks, the first one to begin with."""
+    """One of several blocks; `chosen` is the one to begin with."""
 
     names: tuple[str, ...]
     blocks: tuple[Block, ...]
+    chosen: int = 0
 
 
 Block = Text | Table | Code | Picture | Choice
@@ -62,10 +63,11 @@ Block = Text | Table | Code | Picture | Choice
 
 @dataclass(frozen=True)
 class Part:
-    """A tab of a page."""
+    """A tab of a page; one that `is_deep` is too long for text."""
 
     title: str
     blocks: tuple[Block, ...]
+    is_deep: bool = False
 
 
 @dataclass(frozen=True)

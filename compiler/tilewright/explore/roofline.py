@@ -15,8 +15,8 @@ from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.profile import Profile, StepProfile
 from tilewright.schedule.cost import Cost
 
-WIDTH, HEIGHT = 680.0, 340.0
-LEFT, RIGHT, TOP, BOTTOM = 66.0, 130.0, 30.0, 44.0
+WIDTH, HEIGHT = 700.0, 340.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 150.0, 30.0, 44.0
 NAMED = 8  # points that have a name beside them
 LARGEST, SMALLEST = 9.0, 3.0  # radius
 
@@ -70,15 +70,20 @@ class _Scale:
 def roofline(points: Sequence[Point], limits: Ceilings) -> str:
     """An SVG element of WIDTH. Points are as large as their share of the time; a ring is the least
     time of a kernel that was not measured."""
+    silent = sum(not p.flops for p in points)
+    points = [p for p in points if p.flops]
     scale = _Scale(points, limits)
     parts = [text("GFLOP/s", LEFT - 8, TOP - 12, "dim", "end")]
     words = "FLOP per byte that must move"
     parts.append(text(words, LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 8, "dim", "middle"))
+    if silent:
+        words = f"{silent} kernels without arithmetic are not here"
+        parts.append(text(words, WIDTH - RIGHT, TOP - 12, "dim", "end"))
     parts += _grid(scale)
     parts += _roofs(scale, limits)
     largest = sorted(points, key=lambda p: -p.share)
-    parts += [_point(p, scale, limits) for p in largest]
     parts += _names(largest[:NAMED], scale, limits)
+    parts += [_point(p, scale, limits) for p in largest]
     return picture(parts, WIDTH, HEIGHT, "kernels below the limits of the machine")
 
 
@@ -119,12 +124,15 @@ def _roofs(scale: _Scale, limits: Ceilings) -> list[str]:
         d = f"{first}L{scale.x(knee):.1f} {scale.y(limits.flops):.1f}"
         if cls == "roof":
             d += f"H{WIDTH - RIGHT:.1f}"
-        what = "" if cls == "roof" else "buffers up to "
+        what = "" if cls == "roof" else "up to "
         tip = title(f"{what}{name}: {rate / 1e9:,.1f} GB/s")
         parts.append(element("g", tip + element("path", d=d, cls=cls)))
         y = TOP + 70 + LINE * len(taken)
         taken.append(y)
-        label = f"{'—' if cls == 'roof' else '- -'} {name} {rate / 1e9:,.0f} GB/s"
+        letter = "" if cls == "roof" else "abcdefgh"[len(taken) - 2]
+        label = f"{letter} {rate / 1e9:,.0f} GB/s, {what}{name}".lstrip()
+        if letter:
+            parts.append(text(letter, scale.x(knee), scale.y(limits.flops) - 4, "dim", "middle"))
         parts.append(text(label, WIDTH - RIGHT + 8, y, "dim"))
     peak = f"{limits.flops / 1e9:,.0f} GFLOP/s"
     parts.append(text(peak, WIDTH - RIGHT + 8, scale.y(limits.flops) + 4, "name"))

@@ -10,6 +10,8 @@ CHARACTER = 6.2  # about the width of one at 11 pixels
 
 def clean(text: str) -> str:
     """The text without what XML cannot hold."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else " " for c in text)
 
 

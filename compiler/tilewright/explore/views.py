@@ -34,8 +34,9 @@ def page(shown: Any, below: bool = True) -> Page:
 
 def bundle(shown: Any) -> dict[str, str]:
     """The forms that Jupyter chooses from."""
-    text = str(shown) if isinstance(shown, Profile) else plain(page(shown, below=False), WIDTH)
-    return {"text/html": html(page(shown)), "text/plain": text}
+    found = page(shown)
+    text = str(shown) if isinstance(shown, Profile) else plain(found, WIDTH)
+    return {"text/html": html(found), "text/plain": text}
 
 
 def rich(shown: Any) -> Any:

@@ -46,15 +46,23 @@ class Levels(Displayed):
 class CpuLevels(Levels):
     """Levels below the source on a CPU."""
 
-    @cached_property
+    @property
     def llvm(self) -> str:
         """The optimised LLVM IR."""
-        return _named(_objects().kernel_ir(self.source))
+        return self._compiled[0]
 
-    @cached_property
+    @property
     def assembly(self) -> str:
         """The machine code, as text."""
-        return _named(_objects().kernel_assembly(self.source))
+        return self._compiled[1]
+
+    @cached_property
+    def _compiled(self) -> tuple[str, str]:
+        # The one place here that needs Numba, which no warm start imports.
+        from tilewright.runtime.objects import kernel_levels
+
+        llvm, assembly = kernel_levels(self.source)
+        return _named(llvm), _named(assembly)
 
 
 class CudaLevels(Levels):
@@ -76,10 +84,3 @@ class CudaLevels(Levels):
 def _named(text: str) -> str:
     """The text without Numba's name for the kernel, which counts what was compiled before."""
     return NUMBAS_NAME.sub("python", text)
-
-
-def _objects() -> Any:
-    """What compiles: it imports Numba, which no warm start needs."""
-    from tilewright.runtime import objects
-
-    return objects

@@ -166,12 +166,18 @@ def compile_kernel(text: str, symbol: str) -> bytes:
 
 def kernel_ir(text: str) -> str:
     """The optimised LLVM IR of a kernel's text, to look at."""
-    return str(_module(text, "kernel"))
+    return kernel_levels(text)[0]
 
 
 def kernel_assembly(text: str) -> str:
     """The assembly of a kernel's text, to look at."""
-    return str(_machine().emit_assembly(_module(text, "kernel")))
+    return kernel_levels(text)[1]
+
+
+def kernel_levels(text: str) -> tuple[str, str]:
+    """Both from one compilation."""
+    module = _module(text, "kernel")
+    return str(module), str(_machine().emit_assembly(module))
 
 
 def _module(text: str, symbol: str) -> llvm.ModuleRef:
