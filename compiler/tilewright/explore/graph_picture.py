@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import sqrt
 
 from tilewright.explore.flow import INPUT, Flow, Step, Value
 from tilewright.explore.layers import Layout, lay_out
@@ -17,7 +18,8 @@ BOX, PILL, LINE, PAD = 204.0, 150.0, 14.0, 9.0
 MOST_LINES = 3  # of operators in a box
 GAP, LANE, ROW_GAP = 26.0, 14.0, 44.0
 MARGIN = 24.0
-COLUMN = 1500.0  # height from which on a picture goes on beside itself
+COLUMN = 1500.0  # least height from which on a picture goes on beside itself
+ASPECT = 2.0  # of the width of a long picture to its height
 MOST_NAMED = 6  # nodes in a tip
 
 
@@ -168,9 +170,11 @@ class _Painter:
         for n, at in layout.layer.items():
             tall[at] = max(tall[at], self.height[n])
         self.top, self.column = [0.0] * layers, [0] * layers
+        across = max(layout.x.values(), default=0.0) - min(layout.x.values(), default=0.0) + BOX
+        long = sqrt(sum(t + ROW_GAP for t in tall) * across / ASPECT)
         y, column = MARGIN, 0
         for at in range(layers):
-            if y > COLUMN and at + 1 < layers and not self._is_inside_frame(at):
+            if y > max(COLUMN, long) and at + 1 < layers and not self._is_inside_frame(at):
                 y, column = MARGIN, column + 1
             self.top[at], self.column[at] = y, column
             y += tall[at] + ROW_GAP
