@@ -43,7 +43,7 @@ def model_page(model: CompiledModel) -> Page:
         texts=3,
     )
     if not paths:
-        return Page(f"model {model.name}", (HINT,), (Part("values", (values,)),))
+        return Page(f"model {model.graph.name}", (HINT,), (Part("values", (values,)),))
     found, limits = flow(model, paths[0]), model.known_ceilings()
     facts = [
         f"{len([s for s in found.steps if s.kernel is not None])} kernels for "
@@ -58,7 +58,7 @@ def model_page(model: CompiledModel) -> Page:
         Part("cache", _cache(model)),
         Part("values", (values,)),
     ]
-    return Page(f"model {model.name}", tuple(facts), tuple(parts))
+    return Page(f"model {model.graph.name}", tuple(facts), tuple(parts))
 
 
 def _graph(found: Flow, limits: Ceilings | None) -> tuple[Block, ...]:

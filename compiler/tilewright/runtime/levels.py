@@ -9,7 +9,7 @@ from typing import Any
 from tilewright.loops.ir import Kernel
 from tilewright.loops.show import show
 from tilewright.runtime.display import Displayed
-from tilewright.runtime.profile import Finding
+from tilewright.runtime.profile import Measured
 from tilewright.schedule.directives import schedule
 
 AS_LOWERED = "as lowered"
@@ -34,11 +34,11 @@ class Levels(Displayed):
         return tuple(steps)
 
     @property
-    def measured(self) -> Finding | None:
+    def measured(self) -> Measured | None:
         """What the last profile of the model found of this kernel."""
         return self.__dict__.get("_measured")
 
-    def remember(self, found: Finding) -> None:
+    def remember(self, found: Measured) -> None:
         """Keeps a measurement beside the kernel, which is the same with it and without."""
         self.__dict__["_measured"] = found
 

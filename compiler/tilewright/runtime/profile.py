@@ -70,7 +70,7 @@ class StepProfile:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Measured:
     """What a profile found of one kernel, its share of all steps, and of what machine."""
 
     step: StepProfile
@@ -270,7 +270,7 @@ def with_busy(s: StepProfile, step: int, slices: Sequence[Slice], threads: int) 
 
 
 def _remember(
-    keys: Sequence[Key], steps: Sequence[StepProfile], ceilings: Ceilings, measured: Measured
+    keys: Sequence[Key], steps: Sequence[StepProfile], ceilings: Ceilings, measured: KernelSeconds
 ) -> None:
     """Leaves what was found of kernels with the model and with each of them."""
     total = sum(s.seconds for s in steps)
@@ -279,7 +279,7 @@ def _remember(
         if s.kind == "kernel" and key.kernel is not None and key.segment.runner is not None:
             kernel = key.segment.runner.kernels[key.kernel]
             measured[id(kernel)] = kernel, s.seconds / max(s.calls, 1)
-            kernel.remember(Finding(s, s.seconds / total if total else 0.0, ceilings))
+            kernel.remember(Measured(s, s.seconds / total if total else 0.0, ceilings))
 
 
 def _step(
