@@ -50,7 +50,7 @@ def _threads(busy: list[StepProfile], total: float) -> tuple[Block, ...]:
     worst = min(busy, key=lambda s: s.balance or 0.0)
     lost = sum(max(s.busy) - sum(s.busy) / len(s.busy) for s in busy)
     words = (
-        f"Time in tasks of each thread, the caller first, in one run. Waiting for the busiest "
+        f"Time of each thread in tasks, in one run. Waiting for the busiest "
         f"thread costs {time(lost)} of {time(total)}; {worst.name} is the least even, "
         f"{worst.balance or 0.0:.0%}."
     )
@@ -68,7 +68,7 @@ def balance_picture(busy: list[StepProfile]) -> tuple[str, float]:
         for k, seconds in enumerate(s.busy):
             across = max(seconds / longest * ROOM, 0.5)
             size = {"x": LEFT, "y": y + k * BAR, "width": across, "height": BAR - 1.5}
-            tip = title(f"{s.name}, thread {k}: {time(seconds)}")
+            tip = title(f"{s.name}: {time(seconds)} in tasks of a thread")
             parts.append(element("g", tip + element("rect", **size, cls=f"s{k % HUES}")))
         even = f"{s.balance:.0%}" if s.balance is not None else ""
         parts.append(text(even, LEFT + ROOM + 8, y + height / 2 + 4, "dim"))

@@ -18,7 +18,6 @@ from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.display import Displayed
 from tilewright.runtime.segments import Segment
 from tilewright.runtime.timeline import (
-    THREADS,
     Slice,
     timeline,
 )
@@ -44,7 +43,7 @@ class StepProfile:
     several). `peak` and `bandwidth` are shares of what all threads reach, the latter from the
     fastest level of memory that holds these bytes: products of bytes may exceed 1. `limit` is the
     least time of the work, `bound` what would take longest by itself. `busy` are the seconds that
-    each thread spent in tasks in the run that was traced, the caller first, where there are tasks.
+    threads spent in tasks in the run that was traced, as many threads as could have had one.
     """
 
     name: str
@@ -265,8 +264,9 @@ def with_busy(s: StepProfile, step: int, slices: Sequence[Slice], threads: int) 
     for x in slices:
         if x.kind == "task" and x.step == step:
             spent[x.track] = spent.get(x.track, 0.0) + (x.end - x.start) * 1e-9
-    several = range(THREADS, THREADS + max(len(spent), min(threads, s.tasks)))
-    return replace(s, busy=tuple(spent.get(t, 0.0) for t in several)) if spent else s
+    busy = [spent[track] for track in sorted(spent)]
+    idle = max(0, min(threads, s.tasks) - len(busy))
+    return replace(s, busy=(*busy, *[0.0] * idle)) if busy else s
 
 
 def _remember(
