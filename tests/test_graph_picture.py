@@ -209,7 +209,8 @@ def network(blocks: int) -> bytes:
     infos = [helper.make_tensor_value_info(n, 1, ["n", BLOCK]) for n in ("x", current)]
     graph = helper.make_graph(nodes, "net", infos[:1], infos[1:], constants)
     opset = [helper.make_opsetid("", 21)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ from onnx import ModelProto, parser
 import tilewright as tw
 from cuda_harness import needs_compiler
 from emulated_device import EmulatedDevice, compile_for
+from page_checks import check_page
+from tilewright.runtime.cuda.cache import CudaKernelCache
+from tilewright.runtime.cuda.ceilings import DeviceCeilings, Effort
 from tilewright.runtime.profile import Profile, StepProfile, with_busy
 from tilewright.runtime.timeline import (
     CALL,
@@ -187,9 +190,15 @@ def test_steps_of_known_length_follow_each_other() -> None:
 def test_kernels_on_a_gpu_follow_each_other(tmp_path: Path) -> None:
     text = "<ir_version: 10, opset_import: ['' : 21]> g (float[6,9] x) => (float[6,9] y)"
     text = text.replace("'", '"') + " { a = Softmax(x) b = Exp(a) y = Softmax(b) }"
-    compiled = compile_for(EmulatedDevice(), parser.parse_model(text))
+    device = EmulatedDevice()
+    compiled = compile_for(device, parser.parse_model(text))
+    effort = Effort(steps=8, buffer_bytes=1 << 16, kernels=4)
+    compiled._workshop._ceilings = DeviceCeilings(device, CudaKernelCache(), effort)
     found = compiled.profile({"x": np.ones((6, 9), np.float32)}, seconds=0)
     slices = written(found, tmp_path)
     kernels = [e for e in slices if e["cat"] == "kernel"]
     assert [e["name"] for e in kernels] == [k.name for k in compiled.kernels]
     assert not [e for e in slices if e["cat"] == "task"] and not found.steps[0].busy
+    check_page(compiled._repr_mimebundle_()["text/html"])
+    check_page(compiled.kernels[0]._repr_mimebundle_()["text/html"])
+    check_page(found._repr_mimebundle_()["text/html"])
