@@ -170,7 +170,10 @@ class _Painter:
         for n, at in layout.layer.items():
             tall[at] = max(tall[at], self.height[n])
         self.top, self.column = [0.0] * layers, [0] * layers
-        across = max(layout.x.values(), default=0.0) - min(layout.x.values(), default=0.0) + BOX
+        rows: list[list[float]] = [[] for _ in tall]
+        for n, at in layout.layer.items():
+            rows[at].append(layout.x[n])
+        across = 2 * BOX + sum(max(row) - min(row) for row in rows if row) / layers
         long = sqrt(sum(t + ROW_GAP for t in tall) * across / ASPECT)
         y, column = MARGIN, 0
         for at in range(layers):

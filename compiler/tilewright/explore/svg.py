@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-CHARACTER = 6.2  # about the width of one at 11 pixels
+CHARACTER = 6.7  # about the width of one at 11 pixels
 
 
 def clean(text: str) -> str:
