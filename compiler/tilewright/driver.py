@@ -101,7 +101,10 @@ def workshop(options: Options, tune: float = 0.0, target: str = "cpu") -> Worksh
 
         device = first_gpu()
         return cuda_workshop(options, Port(device, device.cupy))
-    return Workshop(options, planner(options, tune))
+    if options.interpret:
+        return Workshop(options, planner(options))
+    cache = KernelCache(options)
+    return Workshop(options, planner(options, tune, cache), stats=cache.stats)
 
 
 def planner(options: Options, tune: float = 0.0, cache: KernelCache | None = None) -> Planner:
@@ -131,7 +134,8 @@ def cuda_workshop(options: Options, port: Port, ceilings: DeviceCeilings | None 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
         return CudaPlan(inputs, outputs, port, cache, weights, constants)
 
-    return Workshop(options, build, port, ceilings or DeviceCeilings(port.device, cache))
+    measured = ceilings or DeviceCeilings(port.device, cache)
+    return Workshop(options, build, port, measured, cache.stats)
 
 
 def support(model: Model) -> SupportReport:

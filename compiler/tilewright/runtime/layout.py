@@ -32,3 +32,5 @@ def words(threads: int) -> int:
 
 
 SPINS_OF_CALLER = 300  # pauses before a waiting caller gives up its core
+RECORD_WORDS = 5  # of a watched task, in memory of its plan: begin and end in seconds and
+# nanoseconds, thread

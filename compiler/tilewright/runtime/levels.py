@@ -8,6 +8,7 @@ from typing import Any
 
 from tilewright.loops.ir import Kernel
 from tilewright.loops.show import show
+from tilewright.runtime.display import Displayed
 from tilewright.runtime.profile import Measured
 from tilewright.schedule.directives import schedule
 
@@ -15,7 +16,7 @@ AS_LOWERED = "as lowered"
 NUMBAS_NAME = re.compile(r"_ZN10tilewright9generated\w+")
 
 
-class Levels:
+class Levels(Displayed):
     """What a kernel's loops were on the way, and what the last profile found of it."""
 
     kernel: Kernel  # scheduled
@@ -45,15 +46,23 @@ class Levels:
 class CpuLevels(Levels):
     """Levels below the source on a CPU."""
 
-    @cached_property
+    @property
     def llvm(self) -> str:
         """The optimised LLVM IR."""
-        return _named(_objects().kernel_ir(self.source))
+        return self._compiled[0]
 
-    @cached_property
+    @property
     def assembly(self) -> str:
         """The machine code, as text."""
-        return _named(_objects().kernel_assembly(self.source))
+        return self._compiled[1]
+
+    @cached_property
+    def _compiled(self) -> tuple[str, str]:
+        # The one place here that needs Numba, which no warm start imports.
+        from tilewright.runtime.objects import kernel_levels
+
+        llvm, assembly = kernel_levels(self.source)
+        return _named(llvm), _named(assembly)
 
 
 class CudaLevels(Levels):
@@ -75,10 +84,3 @@ class CudaLevels(Levels):
 def _named(text: str) -> str:
     """The text without Numba's name for the kernel, which counts what was compiled before."""
     return NUMBAS_NAME.sub("python", text)
-
-
-def _objects() -> Any:
-    """What compiles: it imports Numba, which no warm start needs."""
-    from tilewright.runtime import objects
-
-    return objects

@@ -15,6 +15,9 @@ from tilewright.graph.ir import Array, Dim, Graph, ValueInfo
 from tilewright.graph.remote import RemoteArray
 from tilewright.graph.rewrite import SimplifyLog
 from tilewright.graph.stages import Finish
+from tilewright.runtime.cache import CacheStats
+from tilewright.runtime.ceilings import Ceilings
+from tilewright.runtime.display import Displayed
 from tilewright.runtime.explain import Explainer
 from tilewright.runtime.inputs import read_inputs, show_shape
 from tilewright.runtime.profile import KernelSeconds, Profile, profile
@@ -54,7 +57,7 @@ class ModelCacheInfo:
     nbytes: int
 
 
-class CompiledModel:
+class CompiledModel(Displayed):
     """A model that runs. The first call with inputs of new shapes makes the kernels that are new.
 
     Calls may come from several threads. Inputs are read in place where they are C-contiguous NumPy
@@ -156,6 +159,20 @@ class CompiledModel:
     def kernels(self) -> list[Any]:
         """The kernels made so far, each with its source and schedule."""
         return kernels_of(self._all_sessions())
+
+    def paths(self) -> list[list[Segment]]:
+        """For each signature seen, the one used last first, the stages that its last call took."""
+        roots = [root for s in list(self._sessions.values()) for root in list(s.roots.values())]
+        return [list(root.path()) for root in sorted(roots, key=lambda r: -r.used)]
+
+    def known_ceilings(self) -> Ceilings | None:
+        """What the processor can do at most, once that has been measured."""
+        return self._workshop.known_ceilings()
+
+    def kernel_stats(self) -> CacheStats | None:
+        """How many kernels came from where, as far as there are kernels."""
+        stats = self._workshop.stats
+        return stats() if stats else None
 
     def cache_info(self) -> ModelCacheInfo:
         """What is held in memory for the signatures seen so far."""

@@ -46,7 +46,7 @@ rint round roundeven scalbn sin sincos sinh sqrt tan tanh tgamma trunc""".split(
 ALLOWED_SYMBOLS = frozenset(
     {name + suffix for name in _LIBM for suffix in ("", "f")}
     | {"memset", "memcpy", "memmove"}
-    | {"sched_yield", "nanosleep", "syscall", "clock_gettime"}  # the executor's own
+    | {"sched_yield", "nanosleep", "syscall", "clock_gettime", "pthread_self"}  # the executor's own
 )
 
 # A kernel returns nothing, yet a Numba function returns a status. The guard call is dead code once
@@ -166,12 +166,18 @@ def compile_kernel(text: str, symbol: str) -> bytes:
 
 def kernel_ir(text: str) -> str:
     """The optimised LLVM IR of a kernel's text, to look at."""
-    return str(_module(text, "kernel"))
+    return kernel_levels(text)[0]
 
 
 def kernel_assembly(text: str) -> str:
     """The assembly of a kernel's text, to look at."""
-    return str(_machine().emit_assembly(_module(text, "kernel")))
+    return kernel_levels(text)[1]
+
+
+def kernel_levels(text: str) -> tuple[str, str]:
+    """Both from one compilation."""
+    module = _module(text, "kernel")
+    return str(module), str(_machine().emit_assembly(module))
 
 
 def _module(text: str, symbol: str) -> llvm.ModuleRef:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -57,8 +58,9 @@ from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.pool import Executor, texts_to_load
 from tilewright.runtime.pool import Plan as Table
 from tilewright.runtime.results import Results, address_of, computed
-from tilewright.runtime.stopwatch import Stopwatch
+from tilewright.runtime.stopwatch import Stopwatch, TaskStopwatch
 from tilewright.runtime.stories import Story, story
+from tilewright.runtime.timeline import StepTrace
 from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.heuristics import TileLimits, choose_schedule, schedule_key
@@ -70,6 +72,8 @@ NANOSECONDS_PER_NODE = 0.025  # of an expression in plain loops, once
 NANOSECONDS_PER_PRODUCT = 0.005  # and node, on register tiles
 NANOSECONDS_PER_BYTE = 0.0025  # and node, that tiles load for each of their rows
 TASKS_PER_THREAD = 4
+
+T = TypeVar("T")
 
 
 def _no_story() -> Story:
@@ -330,16 +334,25 @@ class Plan:
 
     def timed(self, arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
         """The outputs of a run, and the seconds that each kernel took in it."""
+        return self._watched(arrays, Stopwatch)
+
+    def traced(self, arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[StepTrace]]:
+        """The outputs of a run, and when each task of each kernel ran in it."""
+        return self._watched(arrays, TaskStopwatch)
+
+    def _watched(
+        self, arrays: Sequence[np.ndarray], watch: Callable[..., Callable[[], list[T]]]
+    ) -> tuple[list[np.ndarray], list[T]]:
         if not self._rows:
             return self.run(arrays), []
         results, instance = self._results.make(), self._take()
         try:
             self._bind(instance, arrays, results)
-            seconds = Stopwatch(self._executor, self._cache, instance.table, self._is_brief)()
+            found = watch(self._executor, self._cache, instance.table, self._is_brief)()
             self._check(instance)
         finally:
             self._free.append(instance)
-        return self._results.complete(results, arrays), seconds
+        return self._results.complete(results, arrays), found
 
     @property
     def nbytes(self) -> int:

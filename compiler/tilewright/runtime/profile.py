@@ -5,27 +5,33 @@ A profile runs the model as a call does, with stages and host steps that are wat
 
 from __future__ import annotations
 
+import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any
 
-from tilewright.graph.ir import Array
 from tilewright.graph.stages import HostStep
 from tilewright.runtime.ceilings import Ceilings
-from tilewright.runtime.segments import Runner, Segment, Step, Timed
+from tilewright.runtime.display import Displayed
+from tilewright.runtime.segments import Segment
+from tilewright.runtime.timeline import (
+    Slice,
+    timeline,
+)
+from tilewright.runtime.watch import Key, Record, Spent, watch
 from tilewright.schedule.cost import Cost
 
 RUNS = 5
+TRACED_RUNS = 3  # of which the fastest is kept
 ENOUGH_RUNS = 50
 LONGEST_OPERATORS = 48
 
 COLUMNS = (
     ("kernel", "computes", "calls", "time us", "share", "tasks", "MFLOP", "MB")
-    + ("GFLOP/s", "GB/s", "limit us", "of FMA peak", "of bandwidth", "bound by")
+    + ("GFLOP/s", "GB/s", "limit us", "of FMA peak", "of bandwidth", "balance", "bound by")
 )  # fmt: skip
 
 
@@ -36,7 +42,8 @@ class StepProfile:
     `seconds`, `flops` and `bytes` are those of all `calls` together (the body of a loop has
     several). `peak` and `bandwidth` are shares of what all threads reach, the latter from the
     fastest level of memory that holds these bytes: products of bytes may exceed 1. `limit` is the
-    least time of the work, `bound` what would take longest by itself.
+    least time of the work, `bound` what would take longest by itself. `busy` are the seconds that
+    threads spent in tasks in the run that was traced, as many threads as could have had one.
     """
 
     name: str
@@ -53,6 +60,12 @@ class StepProfile:
     bandwidth: float = 0.0
     limit: float = 0.0
     bound: str = "host"
+    busy: tuple[float, ...] = ()
+
+    @property
+    def balance(self) -> float | None:
+        """The least busy thread's share of the busiest one's time; None for a single thread."""
+        return min(self.busy) / max(self.busy) if len(self.busy) > 1 and max(self.busy) else None
 
 
 @dataclass(frozen=True)
@@ -65,10 +78,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """The steps of one call in order of execution; `seconds` is the whole call, as measured.
+class Profile(Displayed):
+    """The steps of one call in order of execution; `seconds` is the whole call, as measured, and
+    `watched` the same while its kernels are timed.
 
     `str()` is a table in plain text, rich prints one in colours, `to_dict()` is for programs.
+    `timeline` is a run in which tasks were timed as well, thread by thread, as far as the target
+    tells.
     """
 
     model: str
@@ -76,6 +92,8 @@ class Profile:
     runs: int
     ceilings: Ceilings
     steps: tuple[StepProfile, ...]
+    watched: float = 0.0
+    timeline: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def kernels(self) -> tuple[StepProfile, ...]:
@@ -89,8 +107,16 @@ class Profile:
         return len(self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole profile in plain types."""
-        return asdict(self)
+        """The whole profile in plain types, the timeline apart: `trace` writes that."""
+        return asdict(replace(self, timeline=()))
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the timeline for Perfetto or Chrome's tracing: a file of trace events."""
+        import_module("tilewright.explore.trace").write(self, path)
+
+    def picture(self, path: str | os.PathLike[str]) -> None:
+        """Writes the steps in their place below the machine's limits, as SVG."""
+        import_module("tilewright.explore.roofline").write(self, path)
 
     def rows(self) -> list[list[str]]:
         """The cells of the table, for COLUMNS."""
@@ -102,14 +128,21 @@ class Profile:
 
     @property
     def summary(self) -> str:
-        """Two lines: the call, and the machine."""
+        """The call, what watching it costs, and the machine, in two lines."""
         flops, outside = sum(s.flops for s in self.steps), max(0.0, self.seconds - self._total)
         share = flops / self.seconds / self.ceilings.flops if self.seconds else 0.0
         return (
             f"model {self.model!r}: a call takes {self.seconds * 1e6:,.1f} us, of which "
             f"{outside * 1e6:,.1f} us outside of steps; {flops / 1e6:,.2f} MFLOP, {share:.0%} of "
-            f"peak (medians of {self.runs} runs)\n{self.ceilings}"
+            f"peak (medians of {self.runs} runs){self._overhead}\n{self.ceilings}"
         )
+
+    @property
+    def _overhead(self) -> str:
+        if not self.watched or not self.seconds:
+            return ""
+        more = self.watched - self.seconds
+        return f"; watching adds {more * 1e6:,.1f} us, {more / self.seconds:.0%}"
 
     def __str__(self) -> str:
         table = [list(COLUMNS), *self.rows()]
@@ -152,109 +185,16 @@ def _cells(s: StepProfile, total: float) -> list[str]:
     numbers = [f"{s.flops / 1e6:,.2f}", f"{s.bytes / 1e6:,.2f}"]
     rates = [f"{s.flops_rate / 1e9:,.1f}", f"{s.bytes_rate / 1e9:,.1f}"]
     rates.append(f"{s.limit * 1e6:,.1f}")
-    return [*first, str(s.tasks), *numbers, *rates, f"{s.peak:.0%}", f"{s.bandwidth:.0%}", s.bound]
+    shares = [
+        f"{s.peak:.0%}",
+        f"{s.bandwidth:.0%}",
+        "" if s.balance is None else f"{s.balance:.0%}",
+    ]
+    return [*first, str(s.tasks), *numbers, *rates, *shares, s.bound]
 
 
 KernelSeconds = dict[int, tuple[Any, float]]
 """Seconds of kernels by their identity, and the kernels themselves, so that it stays theirs."""
-
-
-class _Key(NamedTuple):
-    """A step: the segment it belongs to (which is kept, so that its id stays its own), and which
-    of its kernels; None is its host step."""
-
-    segment: Segment
-    kernel: int | None
-
-
-@dataclass
-class _Spent:
-    seconds: float = 0.0
-    calls: int = 0
-
-
-@dataclass
-class _Record:
-    """What one thread spends in one run; what happens inside a host step is not the step's."""
-
-    thread: int = field(default_factory=threading.get_ident)
-    spent: dict[_Key, _Spent] = field(default_factory=dict)
-    inside: list[float] = field(default_factory=lambda: [0.0])
-
-    def add(self, key: _Key, seconds: float) -> None:
-        entry = self.spent.setdefault(key, _Spent())
-        entry.seconds += seconds
-        entry.calls += 1
-
-    def plan(self, segment: Segment, runner: Timed, arrays: Sequence[Array]) -> list[Array]:
-        """A run of a plan."""
-        start = time.perf_counter()
-        outputs, seconds = runner.timed(arrays)
-        for k, taken in enumerate(seconds):
-            self.add(_Key(segment, k), taken)
-        self.inside[-1] += time.perf_counter() - start
-        return outputs
-
-    def host(self, key: _Key, step: Callable[[Any], list[Any]], values: Any) -> list[Any]:
-        """A host step, or a runner without kernels."""
-        self.spent.setdefault(key, _Spent())  # before the steps inside
-        self.inside.append(0.0)
-        start = time.perf_counter()
-        try:
-            return step(values)
-        finally:
-            taken = time.perf_counter() - start
-            self.add(key, max(0.0, taken - self.inside.pop()))
-            self.inside[-1] += taken
-
-
-class _WatchedRunner:
-    """A segment's runner that records the runs of one thread."""
-
-    def __init__(self, segment: Segment, runner: Runner, record: _Record) -> None:
-        self.runner = runner
-        self.kernels, self.decisions = runner.kernels, runner.decisions
-        self._segment, self._record = segment, record
-
-    @property
-    def nbytes(self) -> int:
-        return self.runner.nbytes
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        if threading.get_ident() != self._record.thread:
-            return self.runner.run(arrays)
-        if isinstance(self.runner, Timed):
-            return self._record.plan(self._segment, self.runner, arrays)
-        return self._record.host(_Key(self._segment, 0), self.runner.run, arrays)
-
-
-def _watched_step(segment: Segment, step: Step, record: _Record) -> Step:
-    def watched(held: dict[str, Any]) -> list[Any]:
-        if threading.get_ident() != record.thread:
-            return step(held)
-        return record.host(_Key(segment, None), step, held)
-
-    return watched
-
-
-_watching = threading.Lock()  # two profiles at a time would watch each other's watchers
-
-
-@contextmanager
-def _watch(segments: Sequence[Segment], record: _Record) -> Iterator[None]:
-    """While entered, what the segments run is recorded."""
-    with _watching:
-        before = [(s, s.runner, s.step) for s in segments]
-        try:
-            for s, runner, step in before:
-                if runner is not None:
-                    s.runner = _WatchedRunner(s, runner, record)
-                if step is not None:
-                    s.step = _watched_step(s, step, record)
-            yield
-        finally:
-            for s, runner, step in before:
-                s.runner, s.step = runner, step
 
 
 def profile(
@@ -272,36 +212,81 @@ def profile(
     run()  # makes what is not made yet
     ceilings = limits()
     calls: list[float] = []
-    records: list[_Record] = []
+    watched: list[float] = []
+    records: list[Record] = []
     end = time.perf_counter() + seconds
     while len(records) < RUNS or (len(records) < ENOUGH_RUNS and time.perf_counter() < end):
-        start = time.perf_counter()
-        run()
-        calls.append(time.perf_counter() - start)
-        record = _Record()
-        with _watch(segments(), record):
-            run()
-        records.append(record)
-    keys = dict.fromkeys(key for r in records for key in r.spent)
+        calls.append(_seconds(run))
+        records.append(Record())
+        with watch(segments(), records[-1]):
+            watched.append(_seconds(run))
+    begin, finish, traced = _trace(run, segments)
+    keys = list(dict.fromkeys(key for r in records for key in r.spent))
     numbers = {id(s): n for n, s in enumerate(dict.fromkeys(k.segment for k in keys))}
-    steps = tuple(
+    steps = [
         _step(key, numbers[id(key.segment)] if len(numbers) > 1 else None, records, ceilings)
         for key in keys
-    )
+    ]
+    places = {key: k for k, key in enumerate(keys)}
+    events = [e for e in traced.events or () if e.key in places]
+    slices = timeline(begin, finish, events, places, [s.name for s in steps], traced.thread)
+    steps = [with_busy(s, k, slices, ceilings.threads) for k, s in enumerate(steps)]
+    _remember(keys, steps, ceilings, measured)
+    medians = statistics.median(calls), statistics.median(watched)
+    return Profile(model, medians[0], len(records), ceilings, tuple(steps), medians[1], slices)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _trace(
+    run: Callable[[], object], segments: Callable[[], Sequence[Segment]]
+) -> tuple[int, int, Record]:
+    """Begin, end and record of the fastest of some runs in which tasks are timed."""
+    found = []
+    for _ in range(TRACED_RUNS):
+        record = Record(events=[])
+        with watch(segments(), record):
+            start = time.monotonic_ns()
+            run()
+            found.append((start, time.monotonic_ns(), record))
+    return min(found, key=lambda f: f[1] - f[0])
+
+
+def with_busy(s: StepProfile, step: int, slices: Sequence[Slice], threads: int) -> StepProfile:
+    """The step with how busy each thread was that could have had a task."""
+    if s.tasks < 2:
+        return s
+    spent: dict[int, float] = {}
+    for x in slices:
+        if x.kind == "task" and x.step == step:
+            spent[x.track] = spent.get(x.track, 0.0) + (x.end - x.start) * 1e-9
+    busy = [spent[track] for track in sorted(spent)]
+    idle = max(0, min(threads, s.tasks) - len(busy))
+    return replace(s, busy=(*busy, *[0.0] * idle)) if busy else s
+
+
+def _remember(
+    keys: Sequence[Key], steps: Sequence[StepProfile], ceilings: Ceilings, measured: KernelSeconds
+) -> None:
+    """Leaves what was found of kernels with the model and with each of them."""
+    total = sum(s.seconds for s in steps)
     measured.clear()
-    for key, step in zip(keys, steps, strict=True):
-        runner = key.segment.runner
-        if key.kernel is not None and runner is not None and runner.kernels:
-            kernel = runner.kernels[key.kernel]
-            measured[id(kernel)] = kernel, step.seconds / max(step.calls, 1)
-    return Profile(model, statistics.median(calls), len(records), ceilings, steps)
+    for key, s in zip(keys, steps, strict=True):
+        if s.kind == "kernel" and key.kernel is not None and key.segment.runner is not None:
+            kernel = key.segment.runner.kernels[key.kernel]
+            measured[id(kernel)] = kernel, s.seconds / max(s.calls, 1)
+            kernel.remember(Measured(s, s.seconds / total if total else 0.0, ceilings))
 
 
 def _step(
-    key: _Key, number: int | None, records: Sequence[_Record], ceilings: Ceilings
+    key: Key, number: int | None, records: Sequence[Record], ceilings: Ceilings
 ) -> StepProfile:
     """One row; its name begins with the number of its stage where there are several."""
-    spent = [r.spent.get(key, _Spent()) for r in records]
+    spent = [r.spent.get(key, Spent()) for r in records]
     seconds = statistics.median(s.seconds for s in spent)
     calls = statistics.median_high([s.calls for s in spent])
     prefix = "" if number is None else f"s{number}."

@@ -184,6 +184,14 @@ class Segment:
         """Adds a child."""
         return attach(self.children, key, child)
 
+    def path(self) -> Iterator[Segment]:
+        """This segment and, below each cut, the one that was made or entered last."""
+        segment: Segment | None = self
+        while segment is not None:
+            yield segment
+            below = list(segment.children.values())
+            segment = max(below, key=lambda s: s.used, default=None)
+
     def walk(self) -> Iterator[Segment]:
         """This segment and all below it."""
         waiting = [self]

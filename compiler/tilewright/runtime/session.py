@@ -30,6 +30,7 @@ from tilewright.graph.stages import (
 )
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options
+from tilewright.runtime.cache import CacheStats
 from tilewright.runtime.ceilings import Ceilings, ceilings_for, known_ceilings
 from tilewright.runtime.control import control_function
 from tilewright.runtime.cuda.ceilings import DeviceCeilings
@@ -65,11 +66,13 @@ class Workshop:
         planner: Planner,
         port: Port | None = None,
         ceilings: DeviceCeilings | None = None,
+        stats: Callable[[], CacheStats] | None = None,
     ) -> None:
         self.options = options
         self.planner = planner
         self.port = port
         self._ceilings = ceilings
+        self.stats = stats  # of the cache that the kernels come from
         self.hosted: list[str] = []  # nodes that the host computes
         self.makes_kernels = False
         self.budget = Budget(options.plan_bytes)

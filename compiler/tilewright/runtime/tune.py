@@ -20,6 +20,7 @@ from tilewright.runtime.cache import KernelCache, environment_fields
 from tilewright.runtime.plan import Plan, PlannedKernel
 from tilewright.runtime.progress import Progress, default_progress
 from tilewright.runtime.store import StoredObject
+from tilewright.runtime.timeline import StepTrace
 from tilewright.schedule.choices import Choices, Decision
 
 VERSION = "1"  # of the points and their options
@@ -93,6 +94,25 @@ class TunedRunner:
     def timed(self, arrays: Sequence[Array]) -> tuple[list[Array], list[float]]:
         """The outputs of a run, and the seconds that each kernel took in it."""
         return self.plan.timed(arrays)
+
+    def traced(self, arrays: Sequence[Array]) -> tuple[list[Array], list[StepTrace]]:
+        """The outputs of a run, and when each task of each kernel ran in it."""
+        return self.plan.traced(arrays)
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """Where intermediate results lie in the plan's memory."""
+        return self.plan.offsets
+
+    @property
+    def results(self) -> Sequence[str]:
+        """The names of the outputs in the plan."""
+        return self.plan.results
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory for intermediate results."""
+        return self.plan.arena_bytes
 
     def _first_run(self, arrays: Sequence[Array]) -> list[Array]:
         outputs = self.plan.run(arrays)  # raises for bad data before anything is measured
