@@ -45,6 +45,14 @@ MMA_TILES = (
     MmaTile(32, 64, 32, 16, 32),
     MmaTile(16, 64, 32, 16, 16),
 )
+BYTE_TILES = (
+    MmaTile(128, 128, 64, 64, 32),
+    MmaTile(128, 64, 64, 32, 32),
+    MmaTile(64, 64, 64, 32, 32),
+    MmaTile(32, 64, 64, 16, 32),
+    MmaTile(16, 64, 64, 16, 16),
+)
+"""Of as many bytes; MMA_TILES serve where the sum is shorter than these copy ahead."""
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
@@ -110,8 +118,9 @@ def _multiply(builder: Builder) -> bool:
     )
     if columns < MIN_COLUMNS or rows < MIN_ROWS or depth < MIN_DEPTH:
         return False
-    if builder.attempt_if_shown(_fitting(MMA_TILES, rows, columns, batch)):
-        return True
+    for tiles in (BYTE_TILES, MMA_TILES) if product.total.dtype is DType.I32 else (MMA_TILES,):
+        if builder.attempt_if_shown(_fitting(tiles, rows, columns, batch)):
+            return True
     return builder.attempt(_fitting(TILES, rows, columns, batch))
 
 

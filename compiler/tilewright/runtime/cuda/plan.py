@@ -16,6 +16,7 @@ from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import DeviceError, ExecutionError
 from tilewright.fusion.attention import with_attention
 from tilewright.fusion.attention_rows import by_rows
+from tilewright.fusion.byte_lines import sums_of_bytes
 from tilewright.fusion.decide import Reason
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
@@ -124,7 +125,7 @@ class CudaPlan:
         constants: DeviceConstants,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
-        legal = with_attention(legalize(outputs), by_rows())
+        legal = with_attention(sums_of_bytes(legalize(outputs), weights), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
         program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
         settled = settle(program, weights)
