@@ -175,8 +175,8 @@ def _steps_evenly(t: Compute, a: Operand, rows: str) -> bool:
 
 
 def _depth_order(t: Compute, a: Operand) -> tuple[str, ...] | None:
-    """Summed axes, those in guards outermost, then by falling stride; None if a stride is not
-    fixed."""
+    """Summed axes, those in guards outermost, then those of one step, then by falling stride; None
+    if a stride is not fixed."""
     assert t.reduction is not None
     form = address(t, a.load)
     names = [x for x, _ in t.reduction.axes]
@@ -184,7 +184,8 @@ def _depth_order(t: Compute, a: Operand) -> tuple[str, ...] | None:
     inner = [x for x in names if x not in guarded]
     if not inner or any(x in form.nonlinear_axes() for x in names):
         return None
-    inner.sort(key=lambda x: -abs(form.coefficient(x)))
+    extents = dict(t.reduction.axes)
+    inner.sort(key=lambda x: (extents[x] > 1, -abs(form.coefficient(x))))
     return (*[x for x in names if x in guarded], *inner)
 
 

@@ -20,6 +20,7 @@ from tilewright.fusion.byte_lines import sums_of_bytes
 from tilewright.fusion.decide import Reason
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
+from tilewright.fusion.hoist import hoist
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
@@ -127,7 +128,8 @@ class CudaPlan:
         self._port, self._device, self._constants = port, port.device, constants
         legal = with_attention(sums_of_bytes(legalize(outputs), weights), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
-        program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
+        program = hoist(split_for_grid(copy_results(inline(inputs, kept))), of_constants=True)
+        program = lay_constants(program)
         settled = settle(program, weights)
         groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
