@@ -23,6 +23,7 @@ from tilewright.schedule.heuristics import bake_windows
 from tilewright.schedule.journal import Journal
 from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.read_once import ReadOnce
+from tilewright.schedule.round_factors import RoundFactors
 from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.teams import Teams
 from tilewright.schedule.thin_tiles import thin_tiles
@@ -53,6 +54,14 @@ BYTE_TILES = (
     MmaTile(16, 64, 64, 16, 16),
 )
 """Of as many bytes; MMA_TILES serve where the sum is shorter than these copy ahead."""
+TF32_TILES = (
+    MmaTile(128, 128, 16, 64, 64),
+    MmaTile(128, 64, 16, 32, 32),
+    MmaTile(64, 64, 16, 32, 32),
+    MmaTile(32, 64, 16, 16, 32),
+    MmaTile(16, 64, 16, 16, 16),
+)
+"""The largest one has large warps: a warp rounds what it multiplies, once for each product."""
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
@@ -74,8 +83,11 @@ MIN_SIDE = 8  # written side by side, where turning tiles pays
 MIN_TILE = 1 << 10  # elements below which the first-level cache turns them
 
 
-def choose_cuda_schedule(lowered: Lowered, journal: Journal | None = None) -> Kernel:
-    """The kernel with a schedule that suits its kind; a journal takes down what was tried."""
+def choose_cuda_schedule(
+    lowered: Lowered, tf32: bool = False, journal: Journal | None = None
+) -> Kernel:
+    """The kernel with a schedule that suits its kind; `tf32` lets products of float32 round their
+    factors for tensor cores. A journal takes down what was tried."""
     builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None:
         if not attend(builder) and not _share_tasks(builder):
@@ -84,7 +96,7 @@ def choose_cuda_schedule(lowered: Lowered, journal: Journal | None = None) -> Ke
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
         _map(builder)
-    elif not _multiply(builder) and not _cooperate(builder) and not _columns(builder):
+    elif not _multiply(builder, tf32) and not _cooperate(builder) and not _columns(builder):
         _by_results(builder)
     return builder.kernel
 
@@ -106,7 +118,7 @@ def _share_tasks(builder: Builder) -> bool:
     return builder.attempt(TaskBlocks(threads))
 
 
-def _multiply(builder: Builder) -> bool:
+def _multiply(builder: Builder, tf32: bool) -> bool:
     product = find_product(builder.kernel)
     if product is None:
         return False
@@ -118,6 +130,8 @@ def _multiply(builder: Builder) -> bool:
     )
     if columns < MIN_COLUMNS or rows < MIN_ROWS or depth < MIN_DEPTH:
         return False
+    if tf32 and _multiply_rounded(builder, _fitting(TF32_TILES, rows, columns, batch)):
+        return True
     for tiles in (BYTE_TILES, MMA_TILES) if product.total.dtype is DType.I32 else (MMA_TILES,):
         if builder.attempt_if_shown(_fitting(tiles, rows, columns, batch)):
             return True
@@ -130,6 +144,15 @@ def _thin(builder: Builder, product: Product) -> bool:
     if rows >= MIN_ROWS and columns >= MIN_COLUMNS:
         return False
     return any(map(builder.attempt_if_shown, thin_tiles(product, BLOCKS)))
+
+
+def _multiply_rounded(builder: Builder, tile: MmaTile) -> bool:
+    """Factors are rounded only where tensor cores multiply them."""
+    exact = builder.kernel
+    if builder.attempt(RoundFactors()) and builder.attempt_if_shown(tile):
+        return True
+    builder.kernel = exact
+    return False
 
 
 T = TypeVar("T", BlockTile, MmaTile)

@@ -50,6 +50,7 @@ from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
 
 WORD = 8  # bytes of a parameter
+TF32 = "products of float32 are of factors rounded to TF32 wherever they run on tensor cores"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class CudaPlan:
         fixed = {*settled, *(t.name for t in legal)}
         halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
         lowered = narrowed(lowered, halves)
-        scheduled = _scheduled(lowered)
+        scheduled = _scheduled(lowered, cache.options.tf32)
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
         compiled = cache.load(sources)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
@@ -150,7 +151,8 @@ class CudaPlan:
         ]
         publish(self.kernels, cache.options)
         how = f"kernels are started {self._launches.how}"
-        self.decisions: tuple[Reason, ...] = (*program.decisions, how)
+        rounded = [TF32] if cache.options.tf32 else []
+        self.decisions: tuple[Reason, ...] = (*program.decisions, *rounded, how)
         self._lock = threading.Lock()
 
     # -- building
@@ -291,14 +293,14 @@ class CudaPlan:
         return self.arena_bytes + self._words.nbytes
 
 
-def _scheduled(lowered: Sequence[Lowered]) -> list[tuple[Kernel, Kernel, Launch]]:
+def _scheduled(lowered: Sequence[Lowered], tf32: bool) -> list[tuple[Kernel, Kernel, Launch]]:
     """Kernels before and after scheduling, and their sources; those of one structure are made
     once, under the names of the first."""
     made: dict[Hashable, tuple[Kernel, Kernel, Launch]] = {}
     keys = [(n.group.nest is None, structure(n.kernel)) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
-            kernel = verify(choose_cuda_schedule(n))
+            kernel = verify(choose_cuda_schedule(n, tf32))
             made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
 
