@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ from tilewright.ops.convolution import conv_windows
 from tilewright.ops.integer_contraction import conv_integer, matmul_integer
 from tilewright.ops.tensor import compute, constant, placeholder
 from tilewright.runtime.cuda.kernel import KernelSource
-from tilewright.schedule.cuda import BYTE_TILES
+from tilewright.schedule.cuda import BYTE_DEPTHS, WIDE_TILES
 from tilewright.schedule.directives import schedule
 from tilewright.schedule.mma_tiles import MmaTile
 
 Array = np.ndarray[Any, Any]
-REGISTERS = 168  # of a thread of the largest tile
+REGISTERS = 200  # of a thread of the largest tile, whose warps have 64 x 64 sums
 PATIENT = settings(max_examples=10, deadline=None)
 SMALL = (MmaTile(16, 16, 32, 16, 16), MmaTile(32, 16, 32, 16, 16, 4))
 
@@ -308,8 +309,10 @@ def test_loops(kind: str, left: Any, right: Any, m: int, n: int, k: int, tile: M
 
 @needs_sass
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("tile", BYTE_TILES, ids=str)
-def test_machine_code(tile: MmaTile, architecture: str) -> None:
+@pytest.mark.parametrize("depth", BYTE_DEPTHS)
+@pytest.mark.parametrize("tile", WIDE_TILES, ids=str)
+def test_machine_code(tile: MmaTile, depth: int, architecture: str) -> None:
+    tile = replace(tile, depth=depth)
     e = emit_cuda(schedule(kernel_of("matmul", np.uint8, np.int8, 256, 256, 256), (tile,)))
     source = KernelSource(e.text, e.pointers, len(e.numbers), e.threads, architecture, False)
     made = compiled(source)

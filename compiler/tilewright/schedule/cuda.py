@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import TypeVar
 
@@ -46,22 +47,18 @@ MMA_TILES = (
     MmaTile(32, 64, 32, 16, 32),
     MmaTile(16, 64, 32, 16, 16),
 )
-BYTE_TILES = (
-    MmaTile(128, 128, 64, 64, 32),
-    MmaTile(128, 64, 64, 32, 32),
-    MmaTile(64, 64, 64, 32, 32),
-    MmaTile(32, 64, 64, 16, 32),
-    MmaTile(16, 64, 64, 16, 16),
+WIDE_TILES = (
+    MmaTile(128, 128, 32, 64, 64),
+    MmaTile(128, 64, 32, 32, 32),
+    MmaTile(64, 64, 32, 32, 32),
+    MmaTile(32, 64, 32, 16, 32),
+    MmaTile(16, 64, 32, 16, 16),
 )
-"""Of as many bytes; MMA_TILES serve where the sum is shorter than these copy ahead."""
-TF32_TILES = (
-    MmaTile(128, 128, 16, 64, 64),
-    MmaTile(128, 64, 16, 32, 32),
-    MmaTile(64, 64, 16, 32, 32),
-    MmaTile(32, 64, 16, 16, 32),
-    MmaTile(16, 64, 16, 16, 16),
-)
-"""The largest one has large warps: a warp rounds what it multiplies, once for each product."""
+"""For bytes and TF32. The largest one has large warps: of bytes, shared memory would be read too
+often otherwise, and a warp rounds to TF32 what it multiplies, once for each product."""
+BYTE_DEPTHS, TF32_DEPTHS = (128, 64, 32), (32, 16)
+"""The first ones are lines of 128 bytes: a quarter of a warp copies one and meets no bank twice."""
+LITTLE = 8  # a sum that is longer by an eighth is not much longer
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
@@ -130,11 +127,14 @@ def _multiply(builder: Builder, tf32: bool) -> bool:
     )
     if columns < MIN_COLUMNS or rows < MIN_ROWS or depth < MIN_DEPTH:
         return False
-    if tf32 and _multiply_rounded(builder, _fitting(TF32_TILES, rows, columns, batch)):
+    wide = _fitting(WIDE_TILES, rows, columns, batch)
+    if tf32 and _multiply_rounded(builder, _deep(wide, TF32_DEPTHS, depth)):
         return True
-    for tiles in (BYTE_TILES, MMA_TILES) if product.total.dtype is DType.I32 else (MMA_TILES,):
-        if builder.attempt_if_shown(_fitting(tiles, rows, columns, batch)):
-            return True
+    tiles = [_fitting(MMA_TILES, rows, columns, batch)]
+    if product.total.dtype is DType.I32:
+        tiles = _deep(wide, BYTE_DEPTHS, depth)
+    if any(map(builder.attempt_if_shown, tiles)):
+        return True
     return builder.attempt(_fitting(TILES, rows, columns, batch))
 
 
@@ -146,10 +146,16 @@ def _thin(builder: Builder, product: Product) -> bool:
     return any(map(builder.attempt_if_shown, thin_tiles(product, BLOCKS)))
 
 
-def _multiply_rounded(builder: Builder, tile: MmaTile) -> bool:
+def _deep(tile: MmaTile, depths: Sequence[int], depth: int) -> list[MmaTile]:
+    """The tile with its steps as deep as may be: little of the last one is beyond the sum."""
+    fitting = [d for d in depths if -(-depth // d) * d * LITTLE <= depth * (LITTLE + 1)]
+    return [replace(tile, depth=d) for d in dict.fromkeys((*fitting, depths[-1]))]
+
+
+def _multiply_rounded(builder: Builder, tiles: Sequence[MmaTile]) -> bool:
     """Factors are rounded only where tensor cores multiply them."""
     exact = builder.kernel
-    if builder.attempt(RoundFactors()) and builder.attempt_if_shown(tile):
+    if builder.attempt(RoundFactors()) and any(map(builder.attempt_if_shown, tiles)):
         return True
     builder.kernel = exact
     return False
