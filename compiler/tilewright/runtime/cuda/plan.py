@@ -343,7 +343,7 @@ def _describe(
 
 def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource) -> Story:
     return story(
-        lambda journal: choose_cuda_schedule(n, journal),
+        lambda journal: choose_cuda_schedule(n, cache.options.tf32, journal),
         cache.origins.get(source, ""),
         cache.key_fields(source),
         cache.store,
