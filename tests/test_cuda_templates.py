@@ -86,7 +86,8 @@ TEMPLATES = {
                                    "HMMA.16816.F32.BF16 LDSM.M88 LDGSTS.128", 200),
     "matmul of bytes": Template(
         "(uint8[512,256] x, uint8 z) => (int32[m,n] y) <int64[2] s = {256, 512}>"
-        " { w = ConstantOfShape<value = int8[1] {1}>(s) y = MatMulInteger(x, w, z) }", "IMMA.16832.U8.S8 LDSM.M88 LDGSTS.128", 216),
+        " { w = ConstantOfShape<value = int8[1] {1}>(s) y = MatMulInteger(x, w, z) }",
+        "IMMA.16832.U8.S8 LDSM.M88 LDGSTS.128", 216),
     "quantised matmul of both as they come": Template(
         "(int8[512,256] x, int8[256,512] w, float s, int8 z) => (int8[m,n] y)"
         " { y = QLinearMatMul(x, s, z, w, s, z, s, z) }",
