@@ -12,8 +12,10 @@ from cuda_harness import program
 from ptx import Memory, Statistics, launch
 from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.dtypes import DType
+from tilewright.fusion.byte_lines import sums_of_bytes
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
+from tilewright.fusion.hoist import hoist
 from tilewright.fusion.inline import inline
 from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
@@ -36,9 +38,12 @@ def lowered(
     inputs: Sequence[Placeholder], outputs: Sequence[Tensor]
 ) -> tuple[list[Lowered], dict[str, Constant]]:
     """The kernels of some outputs as a plan on a GPU has them, and what is known by then."""
-    kept = [t for t in legalize(outputs) if not isinstance(t, (Placeholder, Constant))]
-    whole = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
-    settled = settle(whole, PackedWeights())
+    weights = PackedWeights()
+    legal = sums_of_bytes(legalize(outputs), weights)
+    kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
+    whole = hoist(split_for_grid(copy_results(inline(inputs, kept))), of_constants=True)
+    whole = lay_constants(whole)
+    settled = settle(whole, weights)
     return [lower(g, whole) for g in form_groups(whole, side_by_side=True)], settled
 
 

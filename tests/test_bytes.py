@@ -206,6 +206,14 @@ def test_convolutions_with_known_weights_are_on_tiles_of_bytes(
     assert model.check(y, want.astype(np.int32))["tiles of bytes"]
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_windows_of_one_pixel_are_on_tiles_of_bytes(strides: tuple[int, int], model: Model) -> None:
+    x, w = integers(np.uint8, 1, 16, 6, 5), integers(np.int8, 24, 16, 1, 1, seed=1)
+    y = conv_integer(model.given(x), model.given(w, True), strides=strides)
+    want = convolved(wide(x, None), wide(w, None), ((1, strides[0], 1, 0),) * 2, 1)
+    assert model.check(y, want.astype(np.int32))["tiles of bytes"]
+
+
 def requantised(total: Array, scale: Array, zero: Array, dtype: Any) -> Array:
     limits = np.iinfo(dtype)
     shifted = np.rint(total.astype(np.float32) * scale) + np.float32(zero)

@@ -84,6 +84,22 @@ TEMPLATES = {
                                  "HMMA.16816.F32 LDSM.M88 LDGSTS.128", 200),
     "matmul of bfloat16": Template(product_of("bfloat16", 512, 512, 256),
                                    "HMMA.16816.F32.BF16 LDSM.M88 LDGSTS.128", 200),
+    "matmul of bytes": Template(
+        "(uint8[512,256] x, uint8 z) => (int32[m,n] y) <int64[2] s = {256, 512}>"
+        " { w = ConstantOfShape<value = int8[1] {1}>(s) y = MatMulInteger(x, w, z) }",
+        "IMMA.16832.U8.S8 LDSM.M88 LDGSTS.128", 216),
+    "quantised matmul of both as they come": Template(
+        "(int8[512,256] x, int8[256,512] w, float s, int8 z) => (int8[m,n] y)"
+        " { y = QLinearMatMul(x, s, z, w, s, z, s, z) }",
+        "IMMA.16832.S8 LDSM.M88 LDGSTS.128", 216),
+    "matmul of bytes of one row": Template(
+        "(uint8[1,1024] x, int8[1024,1024] w) => (int32[m,n] y) { y = MatMulInteger(x, w) }",
+        "IMAD LDG", 128),
+    "convolution of bytes": Template(
+        "(uint8[4,32,28,28] x) => (int32[4,64,u,v] y) <int64[4] s = {64, 32, 3, 3}>"
+        " { w = ConstantOfShape<value = int8[1] {1}>(s)"
+        " y = ConvInteger<pads = [1, 1, 1, 1]>(x, w) }",
+        "IMMA.16832.U8.S8 LDSM.M88 LDGSTS.128", 216),
     "matmul of one row": Template(product_of("float", 1, 1024, 1024), "FFMA LDG", 128),
     "convolution": Template(images_of("float"), "FFMA LDS.128", 200),
     "convolution of halves": Template(images_of("float16"), "HMMA.16816.F32 LDSM.M88", 200),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -152,11 +151,27 @@ def bench() -> Bench:
 
 
 CASES = {
-    "matmul": ["square 8192 f16", "square 8192 bf16", "odd f32", "one token f16", "bert one int8"],
+    "matmul": [
+        "square 8192 f16",
+        "square 8192 bf16",
+        "odd f32",
+        "one token f16",
+        "bert one int8",
+        "square 4096 tf32",
+        "square 8192 int8",
+    ],
     "memory": memory.cases(Setting()),
     "overhead": overhead.cases(Setting())[:2],
     "attention": ["bert f16", "gpt2 f32", "long bf16"],
-    "conv": ["stem 7x7 x1 f32", "28 3x3 x1 f16", "depthwise x1 f32", "shrink 1x1 x1 f16"],
+    "conv": [
+        "stem 7x7 x1 f32",
+        "28 3x3 x1 f16",
+        "depthwise x1 f32",
+        "shrink 1x1 x1 f16",
+        "7 3x3 x1 tf32",
+        "7 3x3 x1 int8",
+        "depthwise x1 int8",
+    ],
     "ceilings": ceilings.cases(Setting()),
 }
 
@@ -218,7 +233,7 @@ def test_models_beside_the_processor_and_without_another_library(
     assert agreement.cases(setting) == ["small"]
     found = agreement.run(bench, "small")
     assert not found["wrong"] and found["error"] < 1e-5 and found["kernels"] >= 2
-    for kind in ("f32", "f16", "bf16"):
+    for kind in ("f32", "tf32", "f16", "bf16"):
         figures = models.run(bench, f"small {kind}")
         assert figures["kernels"] >= 2 and figures["steps"] and not figures["crossings"]
         assert headline(Row("models", f"small {kind}", "done", 1.0, figures))
@@ -227,11 +242,12 @@ def test_models_beside_the_processor_and_without_another_library(
 
 
 @needs_compiler
-def test_precision_that_is_not_there_is_no_failure(bench: Bench) -> None:
-    if "tf32" in {f.name for f in dataclasses.fields(type(bench.options))}:
-        pytest.skip("it is there")
-    with pytest.raises(Unavailable, match="no TF32"):
-        matmul.run(bench, "square 1024 tf32")
+def test_precisions_are_options(bench: Bench) -> None:
+    """Tensor cores multiply float32 only where TF32 is asked for."""
+    for kind in ("f32", "tf32"):
+        figures = matmul.run(bench, f"square 8192 {kind}")
+        assert not figures["wrong"]
+        assert ("MmaTile" in str(figures["schedules"])) == (kind == "tf32")
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

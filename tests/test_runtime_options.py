@@ -14,7 +14,7 @@ from tilewright import options
 from tilewright.errors import InputError
 from tilewright.options import Options, available_cores
 
-VARIABLES = ("THREADS", "CACHE_DIR", "WORKERS", "DEBUG", "DUMP")
+VARIABLES = ("THREADS", "CACHE_DIR", "WORKERS", "DEBUG", "DUMP", "TF32")
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_empty_environment_gives_the_defaults(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(VARIABLES, ("3", "~/kernels", "0", "2", "out"), strict=True):
+    for name, value in zip(VARIABLES, ("3", "~/kernels", "0", "2", "out", "1"), strict=True):
         monkeypatch.setenv(f"TILEWRIGHT_{name}", value)
     assert Options.from_environment() == Options(
         threads=3,
@@ -38,6 +38,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_workers=0,
         debug=2,
         dump=Path("out"),
+        tf32=True,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import parser
 
 import tilewright as tw
-from gpu_parts.part import Setting, Unavailable
+from gpu_parts.part import Setting
 from gpu_parts.timing import KERNELS, OURS, Call, Clock, EventClock, Times, in_turns
 from tilewright.driver import compile_in, cuda_workshop
 from tilewright.explore.compare import array_error
@@ -146,13 +146,8 @@ class Bench:
     # -- models
 
     def options_for(self, precision: Precision) -> tw.Options:
-        """Unavailable where float32 cannot be multiplied as TF32."""
-        if not precision.is_tf32:
-            return self.options
-        if "tf32" not in {f.name for f in dataclasses.fields(tw.Options)}:
-            raise Unavailable("this version of Tilewright has no TF32")
-        changed: dict[str, Any] = {"tf32": True}
-        return dataclasses.replace(self.options, **changed)
+        """Those under which float32 is multiplied as the precision says."""
+        return dataclasses.replace(self.options, tf32=precision.is_tf32)
 
     def compile(self, model: Any, options: tw.Options | None = None) -> Compiled:
         """A model for the device: ONNX's text, without its header, or what `tw.compile` takes."""

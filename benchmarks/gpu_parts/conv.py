@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import tilewright as tw
 from gpu_parts.bench import PRECISIONS, Precision, checked, error_of
@@ -15,6 +15,9 @@ from gpu_parts.timing import KERNELS
 
 if TYPE_CHECKING:
     from gpu_parts.bench import Array, Bench
+
+
+Dims = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ SHAPES = {
     "depthwise": Shape(96, 96, 56, 3, 1, 96),
 }
 BATCHES = (32, 1)
-KINDS = ("f32", "tf32", "f16")
+INT8 = "int8"
+KINDS = ("f32", "tf32", "f16", INT8)
 
 
 def cases(setting: Setting) -> list[str]:
@@ -79,12 +83,54 @@ def scaled(shape: Shape, setting: Setting) -> Shape:
     return Shape(inside, setting.size(shape.outside), side, shape.window, shape.stride, groups)
 
 
+def quantised(shape: Shape, batch: int, weights: Array) -> ModelProto:
+    """The same of bytes to bytes, with a zero point for pixels and a scale for each channel."""
+    made = model(shape, batch, PRECISIONS["f32"], weights)
+    (node,) = made.graph.node
+    node.op_type = "QLinearConv"
+    node.input[:] = ["x", "xs", "z", "w", "ws", "wz", "ys", "z"]
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    made.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    made.graph.initializer[0].data_type = TensorProto.INT8
+    fan = weights[0].size
+    constants = {
+        "xs": np.float32(0.02),
+        "ys": np.float32(0.02 * np.sqrt(fan)),
+        "z": np.uint8(117),
+        "ws": np.linspace(0.005, 0.02, shape.outside, dtype=np.float32),
+        "wz": np.zeros(shape.outside, np.int8),
+    }
+    made.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()
+    )
+    return made
+
+
 def run(bench: Bench, case: str) -> Figures:
     name, batch_text, kind = case.rsplit(" ", 2)
-    precision, batch = PRECISIONS[kind], bench.setting.size(int(batch_text[1:]), 1)
+    batch = bench.setting.size(int(batch_text[1:]), 1)
     shape = scaled(SHAPES[name], bench.setting)
-    fan = shape.inside // shape.groups * shape.window**2
     dims = (shape.outside, shape.inside // shape.groups, shape.window, shape.window)
+    measured = _integers if kind == INT8 else _floats
+    figures, results = measured(bench, kind, shape, batch, dims)
+    fan = shape.inside // shape.groups * shape.window**2
+    return {**figures, "rate": 2.0 * results * fan / figures["seconds"][KERNELS]}
+
+
+def _integers(bench: Bench, _: str, shape: Shape, batch: int, dims: Dims) -> tuple[Figures, int]:
+    """To the bit as the processor has it."""
+    made = quantised(shape, batch, bench.random(dims, np.int8, 1))
+    x = bench.random((batch, shape.inside, shape.side, shape.side), np.uint8)
+    compiled = bench.compile(made)
+    got = compiled.run({"x": bench.put(x)})["y"].get()
+    wanted = tw.compile(made).run({"x": x})["y"]
+    verdict = checked(error_of(got.astype(np.float64), wanted.astype(np.float64)), 0.0)
+    times = bench.time(compiled)
+    return bench.figures(times, **verdict, schedules=compiled.schedules()), got.size
+
+
+def _floats(bench: Bench, kind: str, shape: Shape, batch: int, dims: Dims) -> tuple[Figures, int]:
+    precision, fan = PRECISIONS[kind], dims[1] * shape.window**2
     w = (bench.random(dims, np.float32, 1) / np.sqrt(fan)).astype(precision.dtype)
     x = bench.random((batch, shape.inside, shape.side, shape.side), precision.dtype)
     compiled = bench.compile(model(shape, batch, precision, w), bench.options_for(precision))
@@ -99,6 +145,4 @@ def run(bench: Bench, case: str) -> Figures:
         rest = (shape.stride, shape.window // 2, shape.groups)
         rivals = bench.rival.conv(there, bench.put(w), precision, *rest)
     times = bench.time(compiled, rivals)
-    flops = 2.0 * got.size * fan
-    rate = flops / times.seconds[KERNELS]
-    return bench.figures(times, **verdict, rate=rate, schedules=compiled.schedules())
+    return bench.figures(times, **verdict, schedules=compiled.schedules()), got.size

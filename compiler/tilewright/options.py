@@ -26,6 +26,9 @@ class Options:
     `interpret`: run on the reference evaluator, without kernels: slow, and the same results.
     `debug`: what to print on stderr: 0 nothing, 1 where kernels came from, 2 also their schedules,
     3 also their sources.
+    `tf32`: on a GPU, matrix products and convolutions of float32 round their factors to TF32 (10
+    bits of mantissa, the range of float32) and run on tensor cores; the processor's results do not
+    change.
     `dump`: folder that receives every kernel, with its loops and schedule; None means no dump.
     """
 
@@ -37,6 +40,7 @@ class Options:
     interpret: bool = False
     debug: int = 0
     dump: Path | None = None
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -50,13 +54,15 @@ class Options:
 
     @classmethod
     def from_environment(cls) -> Options:
-        """Options read from TILEWRIGHT_THREADS, _CACHE_DIR, _WORKERS, _INTERPRET, _DEBUG, _DUMP."""
+        """Options read from TILEWRIGHT_THREADS, _CACHE_DIR, _WORKERS, _INTERPRET, _DEBUG, _TF32,
+        _DUMP."""
         return cls(
             threads=_integer("TILEWRIGHT_THREADS"),
             cache_dir=_folder("TILEWRIGHT_CACHE_DIR"),
             compile_workers=_integer("TILEWRIGHT_WORKERS"),
             interpret=bool(_integer("TILEWRIGHT_INTERPRET")),
             debug=_integer("TILEWRIGHT_DEBUG") or 0,
+            tf32=bool(_integer("TILEWRIGHT_TF32")),
             dump=_folder("TILEWRIGHT_DUMP"),
         )
 

@@ -49,14 +49,15 @@ COMBINED = {
     ScalarOp.MAX: "maximum",
     ScalarOp.MIN: "minimum",
 }
-PRODUCTS = ("f16", "bf16", "i8_i8", "u8_u8", "u8_i8", "i8_u8")
+PRODUCTS = ("f16", "bf16", "tf32", "i8_i8", "u8_u8", "u8_i8", "i8_u8")
 _MODULES = {
     **dict.fromkeys(("block", "thread", "sync"), "threads"),
     **dict.fromkeys((f"{t}_{v}" for t in ("warp", "block") for v in COMBINED.values()), "reduce"),
     **dict.fromkeys((f"shared_{t}" for t in SUFFIX.values()), "pointers"),
     **dict.fromkeys((f"load_matrix4{t}" for t in ("", "_transposed")), "mma"),
     **dict.fromkeys((f"mma_{t}" for t in PRODUCTS), "mma"),
-    **dict.fromkeys(("parts_down", "parts_across"), "mma"),
+    **dict.fromkeys(("parts_down", "parts_across", "lane_across", "load_words4"), "mma"),
+    "word_to_tf32": "halves",
     **dict.fromkeys(("copy_vector", "copy_async", "copy_async_filled"), "memory"),
     **dict.fromkeys(("async_commit", "async_wait"), "memory"),
     **dict.fromkeys(FUNCTIONS, "quotients"),

@@ -35,6 +35,8 @@ def print_mma(printer: Printer, s: Mma) -> list[str]:
     lines += [f"right = {printer.use('stack_u32')}({wide * WORDS // PAIR})"]
     lines += _fragments(printer, "left", s.left, s.depth_last[0], high)
     lines += _fragments(printer, "right", s.right, s.depth_last[1], wide // PAIR)
+    if s.left.buffer.dtype is DType.F32:
+        lines += [*_rounded(printer, "left", high), *_rounded(printer, "right", wide // PAIR)]
     multiply = printer.use(_product(s.left.buffer.dtype, s.right.buffer.dtype))
     place = f"(m * {wide} + n) * {SUMS}"
     sums = printer.locals[s.sums.name]
@@ -47,6 +49,8 @@ def print_mma(printer: Printer, s: Mma) -> list[str]:
 
 
 def _product(left: DType, right: DType) -> str:
+    if left is right is DType.F32:
+        return "mma_tf32"
     same = left is right and left.is_float
     return f"mma_{SUFFIX[left]}" if same else f"mma_{SUFFIX[left]}_{SUFFIX[right]}"
 
@@ -55,6 +59,8 @@ def _fragments(printer: Printer, name: str, tile: Load, depth_last: bool, count:
     """The words of `count` matrices of 16 lines. Four parts of one are loaded at once: a lane
     points to a row of them."""
     *_, pitch, _ = strides_of(tile.buffer)
+    if tile.buffer.dtype is DType.F32 and not depth_last:
+        return _turned(printer, name, tile, count)
     is_down = depth_last == (name == "left")
     step = VECTOR_BYTES // tile.buffer.dtype.itemsize
     lane = f"{printer.use('parts_down' if is_down else 'parts_across')}({pitch}, {step})"
@@ -66,6 +72,27 @@ def _fragments(printer: Printer, name: str, tile: Load, depth_last: bool, count:
         f"for m in range({count}):",
         f"    {load}({name}, m * {WORDS}, {source}, at + m * {next_one})",
     ]
+
+
+def _turned(printer: Printer, name: str, tile: Load, count: int) -> list[str]:
+    """The same word by word, where the words of a product lie `pitch` apart: no instruction turns
+    matrices of words."""
+    *_, pitch, _ = strides_of(tile.buffer)
+    source, at = printer.start(tile.buffer, tile.index, None)
+    parts = (ROWS // 2, WORDS * pitch)  # the next lines, the next of the sum
+    below, beside = parts if name == "left" else parts[::-1]
+    load = printer.use("load_words4")
+    return [
+        f"at = {at} + {printer.use('lane_across')}({pitch})",
+        f"for m in range({count}):",
+        f"    {load}({name}, m * {WORDS}, {source}, at + m * {ROWS}, {below}, {beside})",
+    ]
+
+
+def _rounded(printer: Printer, name: str, count: int) -> list[str]:
+    """All words of a fragment rounded."""
+    rounded = printer.use("word_to_tf32")
+    return [f"for m in range({count * WORDS}):", f"    {name}[m] = {rounded}({name}[m])"]
 
 
 def print_async(printer: Printer, s: For) -> str:

@@ -55,7 +55,7 @@ def diagnose(options: Options | None = None) -> Diagnosis:
         _executor(settings),
         _cache(settings),
         {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        _cuda(toolchain),
+        _cuda(toolchain, settings),
         _missing(toolchain),
     )
 
@@ -115,7 +115,7 @@ def _version(package: str) -> str:
         return "in a source folder" if package in sys.modules else "not installed"
 
 
-def _cuda(toolchain: Toolchain) -> dict[str, str]:
+def _cuda(toolchain: Toolchain, options: Options) -> dict[str, str]:
     parts = [p for p in toolchain.parts if p.is_there]
     found = {p.name: p.version for p in parts}
     for name, package in (("toolkit", "cuda-toolkit"), ("cupy", "cupy-cuda13x")):
@@ -130,6 +130,7 @@ def _cuda(toolchain: Toolchain) -> dict[str, str]:
     return {
         "usable": "yes" if usable else "no, see what is missing",
         "compiles": f"yes, also for other GPUs: {AHEAD}" if compiles else "no, see what is missing",
+        "float32": "products on tensor cores, as TF32" if options.tf32 else "exact, on FMA units",
     } | found
 
 

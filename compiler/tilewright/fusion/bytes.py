@@ -68,6 +68,13 @@ class Bytes:
         moved = Cast(DType.I32, substitute(self.zero, env))  # type: ignore[arg-type]
         return moved + shift if shift else moved
 
+    def difference(self, index: Sequence[Expr]) -> Expr:
+        """An element less its zero point, in bytes that may not hold it."""
+        if self.zero is None:
+            return self.x[tuple(index)]
+        env: dict[str, Expr] = dict(zip(self.axes, index, strict=True))
+        return self.x[tuple(index)] - substitute(self.zero, env)  # type: ignore[operator]
+
     def differences(self) -> np.ndarray | None:
         """The bytes less their zero points, if they are constants and fit signed bytes."""
         if not isinstance(self.x, Constant):
@@ -104,7 +111,7 @@ def _shift(given: DType, stored: DType) -> int:
     return MIDDLE if stored is DType.U8 else -MIDDLE
 
 
-def _stored(e: Expr, stored: DType) -> Expr:
+def stored_as(e: Expr, stored: DType) -> Expr:
     """A byte moved to the other sign, if it does not have it."""
     given = dtype_of(e)
     return e if given is stored else Cast(stored, Cast(DType.I32, e) + _shift(given, stored))
@@ -141,10 +148,8 @@ class Signed:
         """Of a tensor in which dimension `depth` is filled up to whole quads."""
         if not isinstance(w.x, Constant):
             b = _filled(w, depth)
-            return Signed(b, _sums(b, summed), False)
-        key = compute(w.x.shape, lambda *i: w.x[i])
-        if w.zero is not None:
-            key = compute(w.x.shape, lambda *i: _difference(w, i))
+            return Signed(b, sums_along(b, summed), False)
+        key = compute(w.x.shape, lambda *i: w.difference(i))
         fits = kept.derived(key, "bytes fit", lambda: np.array(w.differences() is not None))
         settled = bool(fits)
 
@@ -156,12 +161,6 @@ class Signed:
         how = f"sums of signed bytes {summed}"
         sums = kept.derived(key, how, lambda: value.sum(tuple(summed), dtype=np.int32))
         return Signed(constant(value, DType.I8), constant(sums, DType.I32), settled)
-
-
-def _difference(w: Bytes, index: Sequence[Expr]) -> Expr:
-    assert w.zero is not None
-    env: dict[str, Expr] = dict(zip(w.axes, index, strict=True))
-    return w.x[tuple(index)] - substitute(w.zero, env)  # type: ignore[operator]
 
 
 def _as_signed(c: Constant) -> np.ndarray:
@@ -191,13 +190,13 @@ def _filled(x: Bytes, depth: int, stored: DType = DType.I8) -> Tensor:
     shape = [whole(n) if k == depth % x.x.rank else n for k, n in enumerate(x.x.shape)]
 
     def element(*i: Expr) -> Expr:
-        value = _stored(x.x[i], stored)
+        value = stored_as(x.x[i], stored)
         return value if whole(extent) == extent else select(i[depth] < extent, value, 0)
 
     return compute(shape, element)
 
 
-def _sums(b: Tensor, summed: Sequence[int]) -> Compute:
+def sums_along(b: Tensor, summed: Sequence[int]) -> Compute:
     axes = [k % b.rank for k in summed]
     return reduce(ScalarOp.ADD, b, axes, False, lambda e: Cast(DType.I32, e))
 
@@ -213,7 +212,26 @@ def products_of_bytes(t: Tensor, kept: PackedWeights) -> Compute | None:
     return made and replace(made, op=t.op, node=t.node)
 
 
-def _matmul(t: Compute, kept: PackedWeights) -> Compute | None:
+@dataclass(frozen=True)
+class Matmul:
+    """sum over k of a[at] * b[bt], k being the last axis of a and the last but one of b."""
+
+    a: Bytes
+    at: tuple[Expr, ...]
+    b: Bytes
+    bt: tuple[Expr, ...]
+    k: str
+    depth: int
+
+    def zero_points(self, left: DType, right: DType) -> tuple[Expr | None, Expr | None] | None:
+        """Of both, stored as these types; None if they change along the sum."""
+        za, zb = self.a.zero_at(self.at, left), self.b.zero_at(self.bt, right)
+        along = any(z is not None and self.k in variables(z) for z in (za, zb))
+        return None if along else (za, zb)
+
+
+def find_matmul(t: Compute) -> Matmul | None:
+    """The product of matrices of bytes that t is, if no sum of it leaves 32 bits."""
     assert t.reduction is not None
     match t.body:
         case Apply(op=ScalarOp.MUL, args=(Load(index=at) as left, Load(index=bt) as right)):
@@ -226,27 +244,32 @@ def _matmul(t: Compute, kept: PackedWeights) -> Compute | None:
     rest = (*at[:-1], *bt[:-2], bt[-1])
     if at[-1] != Var(k) or bt[-2] != Var(k) or any(k in variables(i) for i in rest):
         return None
-    signed = Signed.of(b, -2, (-2,), kept)
-    unsigned = _filled(a, -1, DType.U8)
-    za = a.zero_at(at, DType.U8)
-    zb = None if signed.settled else b.zero_at(bt, DType.I8)
-    if depth > MAX_DEPTH or any(z is not None and k in variables(z) for z in (za, zb)):
+    return Matmul(a, at, b, bt, k, depth) if depth <= MAX_DEPTH else None
+
+
+def _matmul(t: Compute, kept: PackedWeights) -> Compute | None:
+    found = find_matmul(t)
+    if found is None or (zeros := found.zero_points(DType.U8, DType.I8)) is None:
         return None
-    product = Apply(ScalarOp.MUL, (_wide(Load(unsigned, at)), _wide(Load(signed.b, bt))))
-    raw = _renamed(t, product, ((k, whole(depth)),))
+    at, bt, k, depth = found.at, found.bt, found.k, found.depth
+    signed = Signed.of(found.b, -2, (-2,), kept)
+    unsigned = _filled(found.a, -1, DType.U8)
+    za, zb = zeros[0], None if signed.settled else zeros[1]
+    product = Apply(ScalarOp.MUL, (wide(Load(unsigned, at)), wide(Load(signed.b, bt))))
+    raw = restated(t, product, ((k, whole(depth)),))
     if find_contraction(raw) is None:
         return None
-    of_rows = None if zb is None else Load(_sums(unsigned, (-1,)), at[:-1])
+    of_rows = None if zb is None else Load(sums_along(unsigned, (-1,)), at[:-1])
     sums = Load(signed.sums, (*bt[:-2], bt[-1]))
-    body = _corrected(Load(raw, tuple(map(Var, t.axes))), za, sums, zb, of_rows, depth)
-    return _renamed(t, body)
+    body = corrected(Load(raw, tuple(map(Var, t.axes))), za, sums, zb, of_rows, depth)
+    return restated(t, body)
 
 
-def _wide(e: Expr) -> Expr:
+def wide(e: Expr) -> Expr:
     return Cast(DType.I32, e)
 
 
-def _renamed(t: Compute, body: Expr, over: Sequence[tuple[str, int]] = ()) -> Compute:
+def restated(t: Compute, body: Expr, over: Sequence[tuple[str, int]] = ()) -> Compute:
     """A new tensor of t's shape from a body over t's axes; a sum over axes of these names."""
 
     def element(*axes: Expr) -> Expr:
@@ -258,11 +281,16 @@ def _renamed(t: Compute, body: Expr, over: Sequence[tuple[str, int]] = ()) -> Co
     return replace(made, exact=bool(over), op=t.op, node=t.node)
 
 
-def _corrected(
-    value: Expr, za: Expr | None, sum_b: Expr, zb: Expr | None, sum_a: Expr | None, count: int
+def corrected(
+    value: Expr,
+    za: Expr | None,
+    sum_b: Expr | None,
+    zb: Expr | None,
+    sum_a: Expr | None,
+    count: int,
 ) -> Expr:
     """The sum of differences from the sum of bytes."""
-    if za is not None:
+    if za is not None and sum_b is not None:
         value = value - za * sum_b
     if zb is not None and sum_a is not None:
         value = value - zb * (sum_a if za is None else sum_a - za * count)
@@ -270,38 +298,38 @@ def _corrected(
 
 
 def _convolution(c: Convolution, kept: PackedWeights) -> Compute | None:
-    image, weights = bytes_of(c.image), _weights(c)
+    image, weights = bytes_of(c.image), constant_weights(c)
     if image is None or weights is None or c.groups > 1 or not c.result.size:
         return None
     if c.taps * c.inputs > MAX_DEPTH:
         return None
     rank = len(c.dims)
     signed = Signed.of(weights, 1, range(1, rank + 2), kept)
-    lines = _lines(c, image)
+    lines = padded_lines(c, image, DType.U8, whole(c.inputs))
 
     def element(n: Expr, o: Expr, *axes: Expr) -> Expr:
         out, k, i = axes[:rank], axes[rank:-1], axes[-1]
-        return _wide(lines[(n, *_places(c, out, k), i)]) * _wide(signed.b[(o, i, *k)])
+        return wide(lines[(n, *places(c, out, k), i)]) * wide(signed.b[(o, i, *k)])
 
     over = [*(d.kernel for d in c.dims), whole(c.inputs)]
     raw = compute(c.result.shape, element, reduce=ScalarOp.ADD, over=over, channels_last=True)
     raw = replace(raw, exact=True, op=c.result.op, node=c.result.node)
     if find_contraction(raw) is None:
         return None
-    pixels = None if signed.settled else _window_sums(c, lines)
+    pixels = None if signed.settled else window_sums(c, lines)
 
-    def corrected(*i: Expr) -> Expr:
+    def less_zero_points(*i: Expr) -> Expr:
         za = image.zero_at(i, DType.U8)
         if pixels is None:
-            return _corrected(raw[i], za, signed.sums[i[1]], None, None, 0)
+            return corrected(raw[i], za, signed.sums[i[1]], None, None, 0)
         zb = weights.zero_at((i[1], *[index_const(0)] * (rank + 1)), DType.I8)
         of_pixels = pixels[(i[0], *i[2:])]
-        return _corrected(raw[i], za, signed.sums[i[1]], zb, of_pixels, c.taps * c.inputs)
+        return corrected(raw[i], za, signed.sums[i[1]], zb, of_pixels, c.taps * c.inputs)
 
-    return compute(c.result.shape, corrected, channels_last=True)
+    return compute(c.result.shape, less_zero_points, channels_last=True)
 
 
-def _weights(c: Convolution) -> Bytes | None:
+def constant_weights(c: Convolution) -> Bytes | None:
     """The convolution's weights, if they are constant bytes."""
     match c.weight_factor:
         case Load(buffer=b):
@@ -310,33 +338,32 @@ def _weights(c: Convolution) -> Bytes | None:
     return None
 
 
-def _places(c: Convolution, out: Sequence[Expr], k: Sequence[Expr]) -> list[Expr]:
+def places(c: Convolution, out: Sequence[Expr], k: Sequence[Expr]) -> list[Expr]:
     """Where in the padded image a tap is."""
     return [a * d.stride + b * d.dilation for d, a, b in zip(c.dims, out, k, strict=True)]
 
 
-def _lines(c: Convolution, x: Bytes) -> Tensor:
-    """The image as [batch, spatial..., channels] of unsigned bytes: whole quads of channels, and
-    zero points around it."""
+def padded_lines(c: Convolution, x: Bytes, stored: DType, channels: int) -> Tensor:
+    """The image as [batch, spatial..., channels] of bytes stored as `stored`: zeros after its own
+    channels, and zero points around it."""
     extents = [max((d.out - 1) * d.stride + d.reach, 1) for d in c.dims]
     reach = [replace(d, out=n - d.kernel + 1) for d, n in zip(c.dims, extents, strict=True)]
-    channels = whole(c.inputs)
 
     def element(n: Expr, *axes: Expr) -> Expr:
         positions = [p - d.before if d.before else p for p, d in zip(axes, c.dims, strict=False)]
         at = (n, axes[-1], *positions)
-        value, condition = _stored(x.x[at], DType.U8), guard(reach, positions)
+        value, condition = stored_as(x.x[at], stored), guard(reach, positions)
         if condition is not None:
-            zero = x.zero_at(at, DType.U8)
-            value = select(condition, value, 0 if zero is None else Cast(DType.U8, zero))
+            zero = x.zero_at(at, stored)
+            value = select(condition, value, 0 if zero is None else Cast(stored, zero))
         return value if channels == c.inputs else select(axes[-1] < c.inputs, value, 0)
 
     return replace(compute((c.batch, *extents, channels), element), op=c.result.op)
 
 
-def _window_sums(c: Convolution, lines: Tensor) -> Compute:
+def window_sums(c: Convolution, lines: Tensor) -> Compute:
     """The sums of the pixels in each window: over channels first, then along each dimension."""
-    sums, rank = _sums(lines, (-1,)), len(c.dims)
+    sums, rank = sums_along(lines, (-1,)), len(c.dims)
     for k in reversed(range(rank)):
         sums = _along(sums, k + 1, c.dims[k])
     return sums

@@ -28,6 +28,7 @@ from tilewright.loops.microtile import QUAD
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.tensor import Compute, Constant
 
+BYTES = (DType.U8, DType.I8)  # in this order for the processor's instructions
 MIN_COLUMNS = 4
 MIN_PACKED_COLUMNS = 2  # of constants: most lanes idle, but plain loops would run on one
 MIN_REUSE = 4  # rows that must share a panel for packing it on the way to pay
@@ -129,22 +130,25 @@ def _arrange(t: Compute, a: Operand, b: Operand) -> Contraction | None:
     depth = _depth_order(t, a)
     if depth is None or (rows and not _steps_evenly(t, a, rows)):
         return None
-    if t.dtype is DType.I32 and not _in_quads(t, a, depth[-1]):
+    if t.dtype is DType.I32 and not _in_quads(t, a, b, depth[-1]):
         return None
     return Contraction(a, b, rows if rows and extents[rows] > 1 else None, columns, depth)
 
 
 def _types_fit(t: Compute, a: Operand, b: Operand) -> bool:
     if t.dtype is DType.I32:
-        return dtype_of(a.load) is DType.U8 and dtype_of(b.load) is DType.I8
+        kinds = dtype_of(a.load), dtype_of(b.load)
+        return set(kinds) <= set(BYTES) if t.lines else kinds == BYTES
     return dtype_of(a.load) is t.dtype and b.load.buffer.dtype.compute is t.dtype.compute
 
 
-def _in_quads(t: Compute, a: Operand, innermost: str) -> bool:
+def _in_quads(t: Compute, a: Operand, b: Operand, innermost: str) -> bool:
     """Whether bytes can be read four at a time."""
     assert t.reduction is not None
-    whole = dict(t.reduction.axes)[innermost] % QUAD == 0
-    return whole and address(t, a.load).coefficient(innermost) == 1 and not a.guards
+    if dict(t.reduction.axes)[innermost] % QUAD or (a.guards and not t.lines):
+        return False
+    along = (a, b) if t.lines else (a,)
+    return all(address(t, o.load).coefficient(innermost) == 1 for o in along)
 
 
 def _depth_size(t: Compute) -> int:
@@ -171,8 +175,8 @@ def _steps_evenly(t: Compute, a: Operand, rows: str) -> bool:
 
 
 def _depth_order(t: Compute, a: Operand) -> tuple[str, ...] | None:
-    """Summed axes, those in guards outermost, then by falling stride; None if a stride is not
-    fixed."""
+    """Summed axes, those in guards outermost, then those of one step, then by falling stride; None
+    if a stride is not fixed."""
     assert t.reduction is not None
     form = address(t, a.load)
     names = [x for x, _ in t.reduction.axes]
@@ -180,7 +184,8 @@ def _depth_order(t: Compute, a: Operand) -> tuple[str, ...] | None:
     inner = [x for x in names if x not in guarded]
     if not inner or any(x in form.nonlinear_axes() for x in names):
         return None
-    inner.sort(key=lambda x: -abs(form.coefficient(x)))
+    extents = dict(t.reduction.axes)
+    inner.sort(key=lambda x: (extents[x] > 1, -abs(form.coefficient(x))))
     return (*[x for x in names if x in guarded], *inner)
 
 

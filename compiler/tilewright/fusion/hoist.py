@@ -30,7 +30,7 @@ from tilewright.loops.ir import (
     walk,
 )
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import Compute, Tensor, fresh_axis, sources
+from tilewright.ops.tensor import Compute, Constant, Tensor, fresh_axis, sources
 
 MIN_SIZE = 1 << 14  # elements of a map for which one more kernel pays
 MIN_REPEATS = 8
@@ -38,15 +38,17 @@ DEAR = EXPENSIVE | {ScalarOp.SQRT, ScalarOp.DIV}
 STEPS = (ScalarOp.FLOORDIV, ScalarOp.MOD)
 
 
-def hoist(program: Program) -> Program:
-    """The program with such parts of its maps as tensors of their own."""
+def hoist(program: Program, of_constants: bool = False) -> Program:
+    """The program with such parts of its maps as tensors of their own; only those that depend on
+    nothing but constants, if that is asked for: `settle` makes them constants too."""
     done: dict[str, Tensor] = {}
     order: list[Tensor] = []
     for t in program.order:
         current = renewed(t, done)
         plain = isinstance(current, Compute) and not isinstance(current, WinogradCompute)
-        if plain and current.reduction is None and current.size >= MIN_SIZE:  # type: ignore[attr-defined]
-            current, parts = _Hoisting(current).run()  # type: ignore[arg-type]
+        least = 1 if of_constants else MIN_SIZE
+        if plain and current.reduction is None and current.size >= least:  # type: ignore[attr-defined]
+            current, parts = _Hoisting(current, of_constants).run()  # type: ignore[arg-type]
             order += parts
         done[t.name] = current
         order.append(current)
@@ -62,6 +64,7 @@ def hoist(program: Program) -> Program:
 @dataclass
 class _Hoisting:
     t: Compute
+    of_constants: bool = False
     made: dict[Expr, Compute] = field(default_factory=dict)
 
     def run(self) -> tuple[Compute, list[Compute]]:
@@ -86,7 +89,13 @@ class _Hoisting:
     def pays(self, e: Apply | Load) -> bool:
         used = variables(e)
         extents = self.extents
-        if self.inner not in used or not used <= extents.keys() or makes_checks(e):
+        if not used <= extents.keys() or makes_checks(e):
+            return False
+        if self.of_constants:
+            loads = [n for n in walk(e) if isinstance(n, Load)]
+            if not loads or not all(isinstance(n.buffer, Constant) for n in loads):
+                return False
+        elif self.inner not in used:
             return False
         few = prod(extents[a] for a in used) * MIN_REPEATS <= self.t.size
         return few and dtype_of(e).is_float and any(_is_dear(n) for n in walk(e))

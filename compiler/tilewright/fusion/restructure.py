@@ -20,6 +20,7 @@ from tilewright.fusion.phases import in_place
 from tilewright.fusion.renew import renewed
 from tilewright.fusion.splits import Split, Splits
 from tilewright.fusion.weights import PackedWeights
+from tilewright.fusion.whole import WholeNumbers
 from tilewright.fusion.winograd import (
     direct_cost,
     fits,
@@ -29,7 +30,7 @@ from tilewright.fusion.winograd import (
     winograd_cost,
 )
 from tilewright.fusion.winograd_weights import POINTS, TAPS
-from tilewright.loops.ir import Cast, Expr, Load, Node, Var, rewrite, walk
+from tilewright.loops.ir import Expr, Load, Var, walk
 from tilewright.loops.scalars import ScalarOp
 from tilewright.ops.common import minimum, select
 from tilewright.ops.tensor import (
@@ -81,46 +82,21 @@ def restructure(outputs: Sequence[Tensor], means: Means) -> list[Tensor]:
     order = topological(outputs)
     readers = readers_of(order)
     names = frozenset(t.name for t in outputs)
-    whole: dict[str, Compute] = {}
+    whole = WholeNumbers()
     form = by_vectors(means.lanes[FLOAT_BITS])
     for t in order:
-        current = _reading_whole(renewed(t, done), whole)
+        current = whole.read(renewed(t, done))
         if t.name not in names:
             current = splits.follow(current)
             alone = all(readers[s.name] == {t.name} and s.name not in names for s in sources(t))
             current = (alone and in_place(current, means.lanes)) or current
-        made = products_of_bytes(current, means.weights) if means.bytes else None
-        if made is not None:
-            current = _as_float(made, current)
-            whole[current.name] = made
+        if means.bytes:
+            current = whole.taken(current, products_of_bytes(current, means.weights))
         c = find_convolution(current)
         attention = find_attention(current, readers, names, form)
         done[t.name] = attention or (c and _choose(c, means)) or current
         splits.note(done[t.name])
     return [done[t.name] for t in outputs]
-
-
-def _as_float(made: Compute, old: Tensor) -> Compute:
-    """Whole numbers in the type in which the sum was stated."""
-    cast = compute(made.shape, lambda *i: Cast(old.dtype, made[i]))
-    return replace(cast, channels_last=made.channels_last, op=made.op, node=made.node)
-
-
-def _reading_whole(t: Tensor, whole: Mapping[str, Compute]) -> Tensor:
-    """t reading the `whole` numbers instead of their floats."""
-
-    def rule(n: Node) -> Node | None:
-        match n:
-            case Cast(dtype=kind, arg=Load(buffer=b, index=index)) if b.name in whole:
-                exact = Load(whole[b.name], index)
-                if kind in (DType.I32, DType.F32):
-                    return exact if kind is DType.I32 else Cast(kind, exact)
-        return None
-
-    if not isinstance(t, Compute):
-        return t
-    body: Expr = rewrite(t.body, rule)  # type: ignore[assignment]
-    return t if body is t.body else replace(t, body=body)
 
 
 def _choose(c: Convolution, means: Means) -> Tensor | None:

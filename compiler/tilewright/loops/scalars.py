@@ -51,6 +51,12 @@ def _power(a: Any, b: Any) -> Any:
     return np.power(a, b)
 
 
+def _tf32(x: Any) -> Any:
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x).astype(np.float32)
+
+
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -95,6 +101,7 @@ class ScalarOp(Enum):
     CEIL = (1, np.ceil, "same")
     RINT = (1, np.rint, "same")  # half to even
     TRUNC = (1, np.trunc, "same")
+    TF32 = (1, _tf32, "same")  # to 10 bits of mantissa, half away from zero: of tensor cores alone
     ISNAN = (1, np.isnan, "bool")
     ISINF = (1, np.isinf, "bool")
     LT = (2, np.less, "bool")

@@ -113,12 +113,13 @@ class Reduction:
 @dataclass(frozen=True, eq=False)
 class Compute(Tensor):
     """element[axes] = body, or the reduction of body. `channels_last` asks for that order in
-    memory."""
+    memory, `lines` of a sum of products of bytes that both of them lie along the sum."""
 
     axes: tuple[str, ...] = ()
     body: Expr = field(default_factory=lambda: index_const(0))
     reduction: Reduction | None = None
     channels_last: bool = False
+    lines: bool = False
     exact: bool = False  # a sum of whole numbers, which no rearrangement may round
     op: str = ""  # the operators it computes, for names and explanations
     node: str = ""  # the node it came from, for messages

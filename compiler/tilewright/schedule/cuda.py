@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from tilewright.schedule.heuristics import bake_windows
 from tilewright.schedule.journal import Journal
 from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.read_once import ReadOnce
+from tilewright.schedule.round_factors import RoundFactors
 from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.teams import Teams
 from tilewright.schedule.thin_tiles import thin_tiles
@@ -45,6 +47,18 @@ MMA_TILES = (
     MmaTile(32, 64, 32, 16, 32),
     MmaTile(16, 64, 32, 16, 16),
 )
+WIDE_TILES = (
+    MmaTile(128, 128, 32, 64, 64),
+    MmaTile(128, 64, 32, 32, 32),
+    MmaTile(64, 64, 32, 32, 32),
+    MmaTile(32, 64, 32, 16, 32),
+    MmaTile(16, 64, 32, 16, 16),
+)
+"""For bytes and TF32. The largest one has large warps: of bytes, shared memory would be read too
+often otherwise, and a warp rounds to TF32 what it multiplies, once for each product."""
+BYTE_DEPTHS, TF32_DEPTHS = (128, 64, 32), (32, 16)
+"""The first ones are lines of 128 bytes: a quarter of a warp copies one and meets no bank twice."""
+LITTLE = 8  # a sum that is longer by an eighth is not much longer
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
@@ -66,8 +80,11 @@ MIN_SIDE = 8  # written side by side, where turning tiles pays
 MIN_TILE = 1 << 10  # elements below which the first-level cache turns them
 
 
-def choose_cuda_schedule(lowered: Lowered, journal: Journal | None = None) -> Kernel:
-    """The kernel with a schedule that suits its kind; a journal takes down what was tried."""
+def choose_cuda_schedule(
+    lowered: Lowered, tf32: bool = False, journal: Journal | None = None
+) -> Kernel:
+    """The kernel with a schedule that suits its kind; `tf32` lets products of float32 round their
+    factors for tensor cores. A journal takes down what was tried."""
     builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None:
         if not attend(builder) and not _share_tasks(builder):
@@ -76,7 +93,7 @@ def choose_cuda_schedule(lowered: Lowered, journal: Journal | None = None) -> Ke
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
         _map(builder)
-    elif not _multiply(builder) and not _cooperate(builder) and not _columns(builder):
+    elif not _multiply(builder, tf32) and not _cooperate(builder) and not _columns(builder):
         _by_results(builder)
     return builder.kernel
 
@@ -98,7 +115,7 @@ def _share_tasks(builder: Builder) -> bool:
     return builder.attempt(TaskBlocks(threads))
 
 
-def _multiply(builder: Builder) -> bool:
+def _multiply(builder: Builder, tf32: bool) -> bool:
     product = find_product(builder.kernel)
     if product is None:
         return False
@@ -110,7 +127,13 @@ def _multiply(builder: Builder) -> bool:
     )
     if columns < MIN_COLUMNS or rows < MIN_ROWS or depth < MIN_DEPTH:
         return False
-    if builder.attempt_if_shown(_fitting(MMA_TILES, rows, columns, batch)):
+    wide = _fitting(WIDE_TILES, rows, columns, batch)
+    if tf32 and _multiply_rounded(builder, _deep(wide, TF32_DEPTHS, depth)):
+        return True
+    tiles = [_fitting(MMA_TILES, rows, columns, batch)]
+    if product.total.dtype is DType.I32:
+        tiles = _deep(wide, BYTE_DEPTHS, depth)
+    if any(map(builder.attempt_if_shown, tiles)):
         return True
     return builder.attempt(_fitting(TILES, rows, columns, batch))
 
@@ -121,6 +144,21 @@ def _thin(builder: Builder, product: Product) -> bool:
     if rows >= MIN_ROWS and columns >= MIN_COLUMNS:
         return False
     return any(map(builder.attempt_if_shown, thin_tiles(product, BLOCKS)))
+
+
+def _deep(tile: MmaTile, depths: Sequence[int], depth: int) -> list[MmaTile]:
+    """The tile with its steps as deep as may be: little of the last one is beyond the sum."""
+    fitting = [d for d in depths if -(-depth // d) * d * LITTLE <= depth * (LITTLE + 1)]
+    return [replace(tile, depth=d) for d in dict.fromkeys((*fitting, depths[-1]))]
+
+
+def _multiply_rounded(builder: Builder, tiles: Sequence[MmaTile]) -> bool:
+    """Factors are rounded only where tensor cores multiply them."""
+    exact = builder.kernel
+    if builder.attempt(RoundFactors()) and any(map(builder.attempt_if_shown, tiles)):
+        return True
+    builder.kernel = exact
+    return False
 
 
 T = TypeVar("T", BlockTile, MmaTile)

@@ -56,6 +56,7 @@ from tilewright.schedule.vectors import VECTOR_BYTES, by_vectors, is_adjacent
 ROWS, COLUMNS = 16, 8  # of one instruction's sums
 DEPTH_BYTES = 32  # of a row that one instruction multiplies
 MIN_ASYNC_BYTES = 4
+TURNED_PAD = 8  # words after a line of words: lanes that read across lines have a bank each
 HALVES = (DType.F16, DType.BF16)
 BYTES = (DType.I8, DType.U8)
 COMPARISONS = (ScalarOp.LT, ScalarOp.LE, ScalarOp.GT, ScalarOp.GE, ScalarOp.EQ, ScalarOp.NE)
@@ -66,7 +67,8 @@ class MmaTile:
     """Compute `rows` x `columns` results in a block, `height` x `width` of them in a warp.
 
     Both factors go through shared memory, `depth` steps of the sum at a time, copied while the
-    `stages` - 1 steps before are multiplied. Halves are summed in float32, bytes in int32.
+    `stages` - 1 steps before are multiplied. Halves, and float32 that is rounded to TF32, are
+    summed in float32, bytes in int32.
     """
 
     rows: int
@@ -118,12 +120,27 @@ class Side:
     def dtype(self) -> DType:
         return self.element.buffer.dtype
 
+    def factor(self, staged: Load) -> Expr:
+        """What is multiplied: the element widened, or rounded."""
+        is_single = self.dtype is DType.F32
+        return Apply(ScalarOp.TF32, (staged,)) if is_single else Cast(self.wide, staged)
+
+    @property
+    def pad(self) -> int:
+        """Elements after each line, so that those that are read at a time have banks of their
+        own."""
+        if self.dtype is DType.F32 and not self.depth_last:
+            return TURNED_PAD
+        return VECTOR_BYTES // self.dtype.itemsize
+
 
 def _side(factor: Expr, product: Product) -> Side | None:
     match factor:
         case Cast(dtype=wide, arg=Load() as element):
-            along = any(memory_step(element, name) == 1 for name, _ in product.depth)
-            return Side(element, None, wide, along or element.buffer.dtype in BYTES)
+            along = element.buffer.dtype in BYTES or _lies_along(element, product)
+            return Side(element, None, wide, along)
+        case Apply(op=ScalarOp.TF32, args=(Load() as element,)):
+            return Side(element, None, DType.F32, _lies_along(element, product))
         case Select(condition=c, then=then, otherwise=Const(value=0)):
             found = _side(then, product)
             if found is None:
@@ -133,8 +150,18 @@ def _side(factor: Expr, product: Product) -> Side | None:
     return None
 
 
+def _lies_along(element: Load, product: Product) -> bool:
+    """Whether more neighbours in memory are neighbours in the sum than in the results: the pixels
+    of an image are both."""
+
+    def run(axes: tuple[tuple[str, int], ...]) -> int:
+        return max((n for axis, n in axes if memory_step(element, axis) == 1), default=0)
+
+    return run(product.depth) > run((*product.rows, *product.columns))
+
+
 def _multiplies(left: DType, right: DType, total: DType) -> bool:
-    if left in HALVES:
+    if left in (*HALVES, DType.F32):
         return left is right and total is DType.F32
     return left in BYTES and right in BYTES and total is DType.I32
 
@@ -175,8 +202,7 @@ class _MmaTiling:
         in different banks."""
         how, found = self.how, []
         for name, lines, s in zip("ab", (how.rows, how.columns), self.sides, strict=True):
-            pad = VECTOR_BYTES // s.dtype.itemsize
-            shape = (lines, how.depth + pad) if s.depth_last else (how.depth, lines + pad)
+            shape = (lines, how.depth + s.pad) if s.depth_last else (how.depth, lines + s.pad)
             found.append(Buffer(name, s.dtype, (how.stages, *shape), space=Space.SHARED))
         return found[0], found[1]
 
@@ -296,7 +322,8 @@ class _MmaTiling:
         loop = For("v", index_const(count), Store(self.staged[side], place, value), kind, True)
         if count > 1 and not is_adjacent(element.buffer, element.index, loop, ranges):
             return None
-        copy = loop if count > 1 else substitute(loop.body, {"v": index_const(0)})
+        single = count == 1 and kind is not LoopKind.ASYNC
+        copy = substitute(loop.body, {"v": index_const(0)}) if single else loop
         if lines * how.depth // count % how.threads:
             copy = If(vector < lines * how.depth // count, copy)  # type: ignore[arg-type]
         return baked_loop(share, -(-lines * how.depth // (count * how.threads)), copy)  # type: ignore[arg-type]
@@ -336,7 +363,7 @@ class _MmaTiling:
         column = self.warp[1] * how.width + Var("j") * COLUMNS + lane % 4 * PAIR + Var("v")
         k, d = Var("k") * each, Var("d")
         factors = [
-            Cast(s.wide, self.staged_element(side, stage, line, k + d))
+            s.factor(self.staged_element(side, stage, line, k + d))
             for side, (s, line) in enumerate(zip(self.sides, (row, column), strict=True))
         ]
         step = Accumulate(self.sums, self.place, ScalarOp.ADD, factors[0] * factors[1])

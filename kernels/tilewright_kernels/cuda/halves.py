@@ -117,3 +117,15 @@ def to_tf32(typing: Any, x: Any) -> Any:
         return ptx(builder, "cvt.rna.tf32.f32 $0, $1;", [I32], values)[0]
 
     return types.uint32(types.float32), emit
+
+
+@meaning(lambda word: _tf32_meaning(np.asarray(word, np.uint32).view(np.float32)))
+@intrinsic
+def word_to_tf32(typing: Any, word: Any) -> Any:
+    """The same of a float32 in a word, as fragments are loaded."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        single = builder.bitcast(values[0], F32)
+        return ptx(builder, "cvt.rna.tf32.f32 $0, $1;", [I32], [single])[0]
+
+    return types.uint32(types.uint32), emit

@@ -221,3 +221,46 @@ parts_across = _parts(
 load_matrix1, load_matrix1_transposed = _load_matrices(1, False), _load_matrices(1, True)
 load_matrix2, load_matrix2_transposed = _load_matrices(2, False), _load_matrices(2, True)
 load_matrix4, load_matrix4_transposed = _load_matrices(4, False), _load_matrices(4, True)
+
+
+@meaning(lambda pitch: LANE % 4 * pitch + LANE // 4)
+@literal_intrinsic
+def lane_across(typing: Any, pitch: Any) -> Any:
+    """Where a lane's first word is in a matrix of words whose lines lie side by side, `pitch` words
+    from one element of the sum to the next."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        lane = builder.zext(register(builder, "laneid"), I64)
+        member, group = builder.and_(lane, I64(3)), builder.lshr(lane, I64(2))
+        return builder.add(builder.mul(member, I64(pitch.literal_value)), group)
+
+    return types.int64(pitch), emit
+
+
+def _words_meaning(target: Any, j: int, source: Any, at: Any, below: int, beside: int) -> None:
+    """On target [lane, word], `source` being the whole array."""
+    for n in range(4):
+        place = at + (n & 1) * below + (n >> 1) * beside
+        target[:, j + n] = np.asarray(source, np.float32)[place].view(np.uint32)
+
+
+@meaning(_words_meaning)
+@literal_intrinsic
+def load_words4(
+    typing: Any, target: Any, j: Any, source: Any, i: Any, below: Any, beside: Any
+) -> Any:
+    """target[j:j+4] becomes the words at (source, i), `below` it, `beside` it and beside that."""
+    if (target.dtype, source.dtype) != (types.uint32, types.float32):
+        raise TypingError(f"a fragment of {target.dtype} from {source.dtype}")
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        found = []
+        for n in range(4):
+            step = (n & 1) * below.literal_value + (n >> 1) * beside.literal_value
+            place = builder.add(values[3], ir.Constant(values[3].type, step))
+            word = builder.load(element(builder, values[2], place))
+            found.append(builder.bitcast(word, I32))
+        _write(builder, values[0], values[1], found)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, below, beside), emit

@@ -31,14 +31,18 @@ def _add(parser: argparse.ArgumentParser) -> None:
     add("models", nargs="+", metavar="MODEL", help="ONNX files")
     add("--target", default="cpu", choices=TARGETS, help="cpu: the processor here")
     add("--arch", nargs="+", metavar="sm_90a", help="of --target cuda; else that of the GPU here")
+    add("--tf32", action="store_true", help="of --target cuda: float32 on tensor cores as TF32")
     add_inputs(parser, several=True)
     add("--jobs", type=positive, default=available_cores(), metavar="N", help="processes")
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace, screen: Screen) -> int:
+    settings = Options.from_environment()
     options = dataclasses.replace(
-        Options.from_environment(), compile_workers=arguments.jobs if arguments.jobs > 1 else 0
+        settings,
+        compile_workers=arguments.jobs if arguments.jobs > 1 else 0,
+        tf32=arguments.tf32 or settings.tf32,
     )
     architectures = _architectures(arguments)
     for model in arguments.models:
@@ -66,6 +70,8 @@ def _architectures(arguments: argparse.Namespace) -> list[str]:
     if arguments.target == precompile.CPU:
         if arguments.arch:
             raise InputError("--arch is of --target cuda")
+        if arguments.tf32:
+            raise InputError("--tf32 is of --target cuda")
         return [precompile.CPU]
     if not arguments.arch:
         gpus = find_toolchain().gpus

@@ -16,9 +16,11 @@ from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import DeviceError, ExecutionError
 from tilewright.fusion.attention import with_attention
 from tilewright.fusion.attention_rows import by_rows
+from tilewright.fusion.byte_lines import sums_of_bytes
 from tilewright.fusion.decide import Reason
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
+from tilewright.fusion.hoist import hoist
 from tilewright.fusion.inline import inline, label
 from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
@@ -48,6 +50,7 @@ from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
 
 WORD = 8  # bytes of a parameter
+TF32 = "products of float32 are of factors rounded to TF32 wherever they run on tensor cores"
 
 
 @dataclass(frozen=True)
@@ -124,16 +127,17 @@ class CudaPlan:
         constants: DeviceConstants,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
-        legal = with_attention(legalize(outputs), by_rows())
+        legal = with_attention(sums_of_bytes(legalize(outputs), weights), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
-        program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
+        program = hoist(split_for_grid(copy_results(inline(inputs, kept))), of_constants=True)
+        program = lay_constants(program)
         settled = settle(program, weights)
         groups = form_groups(program, side_by_side=True)
         lowered = [lower(g, program) for g in groups if any(t.size for t in g.outputs)]
         fixed = {*settled, *(t.name for t in legal)}
         halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
         lowered = narrowed(lowered, halves)
-        scheduled = _scheduled(lowered)
+        scheduled = _scheduled(lowered, cache.options.tf32)
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
         compiled = cache.load(sources)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
@@ -147,7 +151,8 @@ class CudaPlan:
         ]
         publish(self.kernels, cache.options)
         how = f"kernels are started {self._launches.how}"
-        self.decisions: tuple[Reason, ...] = (*program.decisions, how)
+        rounded = [TF32] if cache.options.tf32 else []
+        self.decisions: tuple[Reason, ...] = (*program.decisions, *rounded, how)
         self._lock = threading.Lock()
 
     # -- building
@@ -288,14 +293,14 @@ class CudaPlan:
         return self.arena_bytes + self._words.nbytes
 
 
-def _scheduled(lowered: Sequence[Lowered]) -> list[tuple[Kernel, Kernel, Launch]]:
+def _scheduled(lowered: Sequence[Lowered], tf32: bool) -> list[tuple[Kernel, Kernel, Launch]]:
     """Kernels before and after scheduling, and their sources; those of one structure are made
     once, under the names of the first."""
     made: dict[Hashable, tuple[Kernel, Kernel, Launch]] = {}
     keys = [(n.group.nest is None, structure(n.kernel)) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
-            kernel = verify(choose_cuda_schedule(n))
+            kernel = verify(choose_cuda_schedule(n, tf32))
             made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
 
@@ -338,7 +343,7 @@ def _describe(
 
 def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource) -> Story:
     return story(
-        lambda journal: choose_cuda_schedule(n, journal),
+        lambda journal: choose_cuda_schedule(n, cache.options.tf32, journal),
         cache.origins.get(source, ""),
         cache.key_fields(source),
         cache.store,
