@@ -29,6 +29,7 @@ def sigmoid(x: Array) -> Array:
 
 UNARY: dict[str, Reference] = {
     "exp": np.exp,
+    "exp2": np.exp2,
     "expm1": np.expm1,
     "log": np.log,
     "log1p": np.log1p,

@@ -50,6 +50,7 @@ FLOAT_FUNCTIONS = {
     ScalarOp.SIGN: "sign",
     ScalarOp.SQRT: "sqrt",
     ScalarOp.EXP: "exp",
+    ScalarOp.EXP2: "exp2",
     ScalarOp.LOG: "log",
     ScalarOp.SIN: "sin",
     ScalarOp.COS: "cos",

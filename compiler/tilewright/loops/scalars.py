@@ -72,6 +72,7 @@ class ScalarOp(Enum):
     SIGN = (1, np.sign, "same")
     SQRT = (1, np.sqrt, "same")
     EXP = (1, np.exp, "same")
+    EXP2 = (1, np.exp2, "same")  # a result below the least normal number may be 0
     LOG = (1, np.log, "same")
     SIN = (1, np.sin, "same")
     COS = (1, np.cos, "same")

@@ -36,6 +36,7 @@ FREE = frozenset((ScalarOp.CHECK, ScalarOp.NOT))
 SEVERAL = {ScalarOp.SQRT: 4, ScalarOp.DIV: 4, ScalarOp.REM: 4, ScalarOp.SIGN: 2}
 TRANSCENDENTAL = {
     ScalarOp.EXP: 10,
+    ScalarOp.EXP2: 8,
     ScalarOp.EXPM1: 12,
     ScalarOp.LOG: 12,
     ScalarOp.LOG1P: 14,
