@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tilewright.dtypes import DType
 from tilewright.fusion.attention_limits import limits
 from tilewright.fusion.attention_loops import Attention, Form
@@ -39,9 +41,14 @@ KEYS = ("key0", "key1", "key2")  # the loops over the keys, one after the other
 FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 
-def by_rows() -> Form:
-    """Scores of one row, their softmax, and the sums of values."""
-    return Form(_fits, _loops, maps=True)
+def by_rows(halves: Mapping[str, DType] | None = None) -> Form:
+    """Scores of one row, their softmax, and the sums of values.
+
+    `halves` are the values that the model computes in a half type, by name: where products and
+    weights are such, the weights are rounded before they are multiplied.
+    """
+    types = halves or {}
+    return Form(_fits, lambda a, result: _loops(a, result, types), maps=True)
 
 
 def _fits(a: Attention) -> bool:
@@ -60,7 +67,7 @@ def _fits(a: Attention) -> bool:
 def _is_known(weight: tuple[str, Expr], key: str) -> bool:
     """Whether the weights are the softmax itself, or zero where that is NaN or where something says
     so for a whole row: then they can be scaled when the sum of the row is known."""
-    match weight[1]:
+    match _unrounded(weight[1]):
         case Load():
             return True
         case Select(condition=condition, then=zero, otherwise=Load() as share) if _is_zero(zero):
@@ -80,7 +87,17 @@ def _is_zero(e: Expr) -> bool:
     return False
 
 
-def _loops(a: Attention, result: NestOutput) -> Stmt:
+def _unrounded(e: Expr) -> Expr:
+    """What is rounded to a half; e itself if it is not."""
+    match e:
+        case Cast(dtype=DType.F32, arg=Cast(dtype=DType.F16 | DType.BF16, arg=arg)):
+            return arg
+    return e
+
+
+def _loops(a: Attention, result: NestOutput, halves: Mapping[str, DType]) -> Stmt:
+    types = {halves.get(a.score[0]), halves.get(a.weight[0])}
+    half = types.pop() if len(types) == 1 else None
     known = limits(a)
     count: Expr = index_const(a.keys[1]) if known is None else known[Var(a.row)]
     scores, top, total = _local("scores", a.keys[1]), _local("top"), _local("total")
@@ -90,7 +107,7 @@ def _loops(a: Attention, result: NestOutput) -> Stmt:
             _scores(a, count, scores, top),
             Store(total, (), Const(0.0, DType.F32)),
             _powers(count, scores, top, total),
-            _sums(a, count, scores, total, result),
+            _sums(a, count, scores, total, result, half),
         )
     )
     body: Stmt = Alloc(scores, Alloc(top, Alloc(total, parts)))
@@ -127,11 +144,20 @@ def _powers(count: Expr, scores: Buffer, top: Buffer, total: Buffer) -> Stmt:
     return For(KEYS[1], count, Block(steps))
 
 
-def _sums(a: Attention, count: Expr, scores: Buffer, total: Buffer, result: NestOutput) -> Stmt:
+def _sums(
+    a: Attention,
+    count: Expr,
+    scores: Buffer,
+    total: Buffer,
+    result: NestOutput,
+    half: DType | None,
+) -> Stmt:
     acc = _local("sum")
     at: dict[str, Expr] = {a.keys[0]: Var(KEYS[2])}
     share = Load(scores, (Var(KEYS[2]),)) / Load(total, ())
-    weight = _completed(a.weight, share, at)
+    weight = _completed((a.weight[0], _unrounded(a.weight[1])), share, at)
+    if half is not None:
+        weight = Cast(DType.F32, Cast(half, weight))
     step = Accumulate(acc, (), ScalarOp.ADD, weight * _factor(a.value, at))
     body = Block(
         (

@@ -11,6 +11,7 @@ from tilewright.loops.ir import (
     Apply,
     Block,
     Buffer,
+    Cast,
     Const,
     Expr,
     For,
@@ -38,7 +39,8 @@ ZERO = Const(0.0, DType.F32)
 class RowAttention:
     """sum over keys of softmax(score(sum over depth of query * key)) * value, in the axes of the
     kernel's outer loops and `column`. `score` reads the sum as `product`. Where `empty` holds
-    all weights of a row are zero; it may ask whether they are numbers.
+    all weights of a row are zero; it may ask whether they are numbers. `half` is the type that
+    weights are rounded to, if they are.
     """
 
     batch: tuple[tuple[str, int], ...]
@@ -53,6 +55,7 @@ class RowAttention:
     product: Buffer
     score: Expr
     empty: Expr | None
+    half: DType | None
     store: Store
 
     def place(self, row: Expr, key: Expr, column: Expr | None = None) -> dict[str, Expr]:
@@ -98,7 +101,9 @@ class RowAttention:
             Store(self.store.buffer, self.store.index, ZERO),
             {self.row[0]: row, self.column[0]: column},
         )
-        return Store(index.buffer, index.index, value)  # type: ignore[union-attr]
+        half = self.store.buffer.dtype
+        rounded = value if half is DType.F32 else Cast(half, value)
+        return Store(index.buffer, index.index, rounded)  # type: ignore[union-attr]
 
 
 def find_attention(kernel: Kernel) -> RowAttention | None:
@@ -130,6 +135,7 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
             pass
         case _:
             return None
+    whole, half = _unrounded(weight)
     return RowAttention(
         batch=tuple(sizes[:-1]),
         row=sizes[-1],
@@ -142,7 +148,8 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
         value=value,
         product=product,
         score=score,
-        empty=weight.condition if isinstance(weight, Select) else None,
+        empty=whole.condition if isinstance(whole, Select) else None,
+        half=half,
         store=store,
     )
 
@@ -158,6 +165,14 @@ def _is_powers(s: Stmt) -> bool:
         case For(body=Block(stmts=(Store(value=Apply(op=ScalarOp.EXP)), Accumulate()))):
             return True
     return False
+
+
+def _unrounded(e: Expr) -> tuple[Expr, DType | None]:
+    """What is rounded to a half, and that type; e itself if it is not."""
+    match e:
+        case Cast(dtype=DType.F32, arg=Cast(dtype=DType.F16 | DType.BF16 as half, arg=arg)):
+            return arg, half
+    return e, None
 
 
 def _size(loop: For) -> tuple[str, int]:

@@ -23,7 +23,7 @@ from tilewright.fusion.inline import inline, label
 from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
-from tilewright.fusion.narrow import half_values, narrowed
+from tilewright.fusion.narrow import computed_halves, half_values, narrowed
 from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights
@@ -124,7 +124,7 @@ class CudaPlan:
         constants: DeviceConstants,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
-        legal = with_attention(legalize(outputs), by_rows())
+        legal = with_attention(legalize(outputs), by_rows(computed_halves(outputs)))
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
         program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
         settled = settle(program, weights)
