@@ -57,6 +57,7 @@ _MODULES = {
     **dict.fromkeys((f"load_matrix4{t}" for t in ("", "_transposed")), "mma"),
     **dict.fromkeys((f"mma_{t}" for t in PRODUCTS), "mma"),
     **dict.fromkeys(("parts_down", "parts_across"), "mma"),
+    **dict.fromkeys((f"pack_{t}" for t in HALVES), "halves"),
     **dict.fromkeys(("copy_vector", "copy_async", "copy_async_filled"), "memory"),
     **dict.fromkeys(("async_commit", "async_wait"), "memory"),
     **dict.fromkeys(FUNCTIONS, "quotients"),

@@ -96,7 +96,7 @@ def _unrounded(e: Expr) -> Expr:
 
 
 def _loops(a: Attention, result: NestOutput, halves: Mapping[str, DType]) -> Stmt:
-    types = {halves.get(a.score[0]), halves.get(a.weight[0])}
+    types = {halves.get(a.score[0]), halves.get(a.factor)}
     half = types.pop() if len(types) == 1 else None
     known = limits(a)
     count: Expr = index_const(a.keys[1]) if known is None else known[Var(a.row)]
