@@ -28,6 +28,7 @@ def sigmoid(x: Array) -> Array:
 
 
 UNARY: dict[str, Reference] = {
+    "reciprocal": lambda x: 1 / x,
     "exp": np.exp,
     "exp2": np.exp2,
     "expm1": np.expm1,

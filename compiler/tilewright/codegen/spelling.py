@@ -49,6 +49,7 @@ FLOAT_FUNCTIONS = {
     ScalarOp.ABS: "abs",
     ScalarOp.SIGN: "sign",
     ScalarOp.SQRT: "sqrt",
+    ScalarOp.RECIPROCAL: "reciprocal",
     ScalarOp.EXP: "exp",
     ScalarOp.EXP2: "exp2",
     ScalarOp.LOG: "log",

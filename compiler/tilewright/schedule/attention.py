@@ -25,6 +25,8 @@ from tilewright.loops.ir import (
     index_const,
     rewrite,
     substitute,
+    variables,
+    walk,
 )
 from tilewright.loops.locate import main_load, outer_loops
 from tilewright.loops.scalars import ScalarOp
@@ -77,6 +79,12 @@ class RowAttention:
         score: Expr = rewrite(substitute(self.score, self.place(row, key)), rule)  # type: ignore[assignment]
         return score if whole else select(key < self.keys[2], score, LOWEST)
 
+    @property
+    def reads_mask(self) -> bool:
+        """Whether something in memory changes each score by itself."""
+        loads = (n for n in walk(self.score) if isinstance(n, Load) and n.buffer != self.product)
+        return any(self.keys[0] in variables(n) for n in loads)
+
     def steps(self, row: Expr, keys: int) -> Expr:
         """How often `keys` keys have to be taken until a row has all it needs."""
         if isinstance(self.needed, Const):
@@ -85,9 +93,9 @@ class RowAttention:
         needed: Expr = substitute(self.needed, place)  # type: ignore[assignment]
         return (needed + (keys - 1)) // keys
 
-    def share(self, sums: Expr, total: Expr, row: Expr) -> Expr:
-        """The result, from sums that were not divided yet."""
-        share = sums / total
+    def share(self, sums: Expr, total: Expr, row: Expr, inverse: Expr | None = None) -> Expr:
+        """The result, from sums that were not divided yet, with 1 / total if that is at hand."""
+        share = sums / total if inverse is None else sums * inverse
         if self.empty is None:
             return share
         nothing = select(total.eq(ZERO), sums, ZERO)

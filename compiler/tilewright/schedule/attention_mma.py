@@ -87,9 +87,14 @@ class AttentionMma:
         line, values = in_parts(depth) + COLUMNS, in_parts(columns) + COLUMNS
         return 2 * (self.rows * line + self.stages * self.keys * (line + values))
 
+    @property
+    def scores(self) -> int:
+        """Scores in the registers of a thread."""
+        return self.height * self.keys // WARP
+
     def sums(self, columns: int) -> int:
         """Scores and sums in the registers of a thread."""
-        return self.height // ROWS * (self.keys + in_parts(columns)) // 2
+        return self.scores + self.height * in_parts(columns) // WARP
 
 
 @dataclass
@@ -374,14 +379,22 @@ class _Tiling(ThreadProgram):
         parts = (
             self.by_threads(self.put("all", value=self.at("total", i, h))),
             Combine(self.own["all"], ScalarOp.ADD, QUAD),
-            self.by_threads(self.put("total", i, h, value=self.at("all"))),
+            self.by_threads(
+                Block(
+                    (
+                        self.put("total", i, h, value=self.at("all")),
+                        self.put("scale", i, h, value=Apply(ScalarOp.RECIPROCAL, (self.at("all"),))),
+                    )
+                )
+            ),
         )
         return self.each_line(Block(parts))
 
     def finish(self) -> Stmt:
         i, j, h, v = self.place
         row, columns = self.row(i, h), self.of.column[1]
-        share = self.of.share(self.at("sums", *self.place), self.at("total", i, h), row)
+        total, inverse = self.at("total", i, h), self.at("scale", i, h)
+        share = self.of.share(self.at("sums", *self.place), total, row, inverse)
         store = self.of.stored(row, self.column(j, v), share)
         body = baked("j", self.wide["sums"], self.paired(store, self.pair(j), columns))
         if self.of.row[1] % self.how.rows:

@@ -139,12 +139,16 @@ class _Place:
             found.append(group < groups)
         return found
 
-    def vectors(self, p: Panel, count: int) -> tuple[Expr, Expr, Expr, list[Expr]]:
-        """A thread's line and group of `count`, the operand there, and when it exists."""
+    def vectors(self, p: Panel, count: int, held: bool) -> tuple[Expr, Expr, Expr, list[Expr]]:
+        """A thread's line and group of `count`, the operand there, and when it exists; one that
+        does wherever it is read, if that shall `held`."""
         per, at = p.length // count, p.part(self.threads)
         line, group = at // per, at % per
-        inside = group if p.valid == p.length else minimum(group, p.valid // count - 1)
-        value = p.element(self.line(p, line), inside * count + Var(WITHIN))
+        if not held:
+            value = p.element(self.first + line, group * count + Var(WITHIN))
+        else:
+            inside = group if p.valid == p.length else minimum(group, p.valid // count - 1)
+            value = p.element(self.line(p, line), inside * count + Var(WITHIN))
         return line, group, value, self.conditions(p, line, group, p.valid // count)
 
 
@@ -152,7 +156,7 @@ def _ahead(p: Panel, count: int, stage: Expr, place: _Place, ranges: Ranges) -> 
     """As it lies, by copies that nobody waits for yet."""
     if count * p.half.itemsize < MIN_ASYNC_BYTES:
         return None
-    line, group, value, conditions = place.vectors(p, count)
+    line, group, value, conditions = place.vectors(p, count, held=False)
     source = _as_half(simplify_loads(value, p.ranges(ranges, count, place.threads)), p.half)
     if not isinstance(source, Load):
         return None
@@ -168,7 +172,7 @@ def _ahead(p: Panel, count: int, stage: Expr, place: _Place, ranges: Ranges) -> 
 def _by_vectors(p: Panel, count: int, stage: Expr, place: _Place, ranges: Ranges) -> Stmt | None:
     """Computed and rounded in registers, between a vector that is read and one that is written."""
     known = p.ranges(ranges, count, place.threads)
-    line, group, value, conditions = place.vectors(p, count)
+    line, group, value, conditions = place.vectors(p, count, held=True)
     value = simplify_loads(value, known)
     source = load_of(value)
     if count * source.buffer.dtype.itemsize > VECTOR_BYTES:
