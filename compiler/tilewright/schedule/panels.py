@@ -38,6 +38,7 @@ from tilewright.schedule.vectors import VECTOR_BYTES, is_adjacent
 
 PART = 16  # elements that a matrix instruction takes of a line
 MIN_ASYNC_BYTES = 4
+TURN = 8  # threads whose vectors are written at the same time
 
 Ranges = Mapping[str, Range]
 
@@ -142,14 +143,22 @@ class _Place:
     def vectors(self, p: Panel, count: int, held: bool) -> tuple[Expr, Expr, Expr, list[Expr]]:
         """A thread's line and group of `count`, the operand there, and when it exists; one that
         does wherever it is read, if that shall `held`."""
-        per, at = p.length // count, p.part(self.threads)
-        line, group = at // per, at % per
+        line, group = _shared(p.part(self.threads), p.length // count)
         if not held:
             value = p.element(self.first + line, group * count + Var(WITHIN))
         else:
             inside = group if p.valid == p.length else minimum(group, p.valid // count - 1)
             value = p.element(self.line(p, line), inside * count + Var(WITHIN))
         return line, group, value, self.conditions(p, line, group, p.valid // count)
+
+
+def _shared(at: Expr, per: int) -> tuple[Expr, Expr]:
+    """The line and the group in it, one of `per`, of a thread. Eight neighbours, which write at the
+    same time, have all banks: the groups of a line, or if eight do not divide them one of each of
+    eight lines."""
+    if per % TURN == 0:
+        return at // per, at % per
+    return at // (per * TURN) * TURN + at % TURN, at // TURN % per
 
 
 def _ahead(p: Panel, count: int, stage: Expr, place: _Place, ranges: Ranges) -> Stmt | None:
