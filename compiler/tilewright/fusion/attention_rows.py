@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tilewright.dtypes import DType
 from tilewright.fusion.attention_limits import limits
@@ -34,7 +35,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import MAX_SCRATCH_BYTES, main_load
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import Constant, NestOutput
+from tilewright.ops.tensor import Compute, Constant, NestOutput
 
 MAX_SIZE = 256  # elements of a key or a value, so that a block's share fits its registers
 KEYS = ("key0", "key1", "key2")  # the loops over the keys, one after the other
@@ -84,14 +85,18 @@ def _is_zero(e: Expr) -> bool:
             return value == 0
         case Load(buffer=Constant() as b):
             return not b.value.any()
+        case Load(buffer=Compute(reduction=None, body=body)) | Cast(arg=body):
+            return _is_zero(body)
     return False
 
 
 def _unrounded(e: Expr) -> Expr:
-    """What is rounded to a half; e itself if it is not."""
+    """What is rounded to a half, e itself if it is not; with a zero as such."""
     match e:
         case Cast(dtype=DType.F32, arg=Cast(dtype=DType.F16 | DType.BF16, arg=arg)):
-            return arg
+            return _unrounded(arg)
+        case Select(then=zero) if _is_zero(zero):
+            return replace(e, then=Const(0.0, dtype_of(zero)))
     return e
 
 

@@ -361,7 +361,8 @@ def _dividend(e: Expr, divisor: Const) -> Expr:
 
 
 def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
-    """What happens in order; a loop's body twice, because its end meets its beginning, if it does."""
+    """What happens in order; a loop's body twice, because its end meets its beginning, unless it
+    has none but the first iteration."""
     match s:
         case Barrier() | Commit() | Wait():
             yield s

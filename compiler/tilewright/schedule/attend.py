@@ -24,7 +24,7 @@ REGISTERS = 104  # for the scores and sums of a thread
 MMA_ROWS = ((128, 32), (128, 16), (64, 32), (64, 16), (32, 16), (16, 16))  # of a block, a warp
 MMA_SUMS = 160  # scores and sums of a thread, of its 255 registers
 MMA_SCORES = 64  # the scores among them
-MASKED_SCORES = 32  # where each is changed by something in memory
+MASKED_SCORES = 32  # where masks need registers as well
 MMA_RATE = 1024  # products in a cycle
 SHARED_RATE = 128  # bytes of shared memory in a cycle
 LANES = 128  # that do a step in a cycle
@@ -76,13 +76,13 @@ def choose_mma(a: RowAttention) -> AttentionMma:
     """The tile on tensor cores whose blocks are done first."""
     tiles = [AttentionMma(r, h, k) for r, h in MMA_ROWS for k in KEYS]
     fitting = [t for t in tiles if _fits_mma(t, a)]
-    return min(fitting or tiles[-1:], key=lambda t: _mma_cycles(t, a))
+    return min(fitting or tiles[-1:], key=lambda t: (_mma_cycles(t, a), -a.row[1] % t.rows))
 
 
 def _fits_mma(t: AttentionMma, a: RowAttention) -> bool:
     depth, columns = a.depth[1], a.column[1]
     shared, sums = t.shared_bytes(depth, columns), t.sums(columns)
-    scores = MASKED_SCORES if a.reads_mask else MMA_SCORES
+    scores = MASKED_SCORES if a.is_masked else MMA_SCORES
     return shared <= SHARED_BYTES and sums <= MMA_SUMS and t.scores <= scores
 
 

@@ -26,7 +26,6 @@ from tilewright.loops.ir import (
     rewrite,
     substitute,
     variables,
-    walk,
 )
 from tilewright.loops.locate import main_load, outer_loops
 from tilewright.loops.scalars import ScalarOp
@@ -80,10 +79,9 @@ class RowAttention:
         return score if whole else select(key < self.keys[2], score, LOWEST)
 
     @property
-    def reads_mask(self) -> bool:
-        """Whether something in memory changes each score by itself."""
-        loads = (n for n in walk(self.score) if isinstance(n, Load) and n.buffer != self.product)
-        return any(self.keys[0] in variables(n) for n in loads)
+    def is_masked(self) -> bool:
+        """Whether what becomes of a score depends on its key."""
+        return self.keys[0] in variables(self.score)
 
     def steps(self, row: Expr, keys: int) -> Expr:
         """How often `keys` keys have to be taken until a row has all it needs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import log2, e
+from math import e, log2
 
 from tilewright.dtypes import DType
 from tilewright.errors import ScheduleError
@@ -265,9 +265,7 @@ class _Tiling(ThreadProgram):
         first = tile * self.how.keys
         limited = self.is_limited or self.of.keys[2] % self.how.keys != 0
         parts = (self.keys, self.values)
-        return Block(
-            tuple(p.copy(stage, first, limited, self.threads, self.ranges) for p in parts)
-        )
+        return Block(tuple(p.copy(stage, first, limited, self.threads, self.ranges) for p in parts))
 
     # -- the steps of a thread
 
@@ -318,7 +316,7 @@ class _Tiling(ThreadProgram):
 
     def greatest(self) -> list[Stmt]:
         """The greatest score of each row so far, and what that makes of the sums before."""
-        i, j, h, v = self.place
+        i, h = Var("i"), Var("h")
         step = baked("j", self.wide["score"], baked("v", PAIR, self._higher()))
         first = Block((self.put("all", value=self.at("top", i, h)), step))
         scale = power(self.at("top", i, h) - finite(self.at("all")))
@@ -333,7 +331,7 @@ class _Tiling(ThreadProgram):
 
     def weigh(self) -> Stmt:
         """Weights of the tile; sums and totals are scaled to the new greatest score."""
-        i, j, h, v = self.place
+        i, h = Var("i"), Var("h")
         weight = power(self.at("score", *self.place) - finite(self.at("top", i, h)))
         each = Block(
             (
@@ -383,7 +381,9 @@ class _Tiling(ThreadProgram):
                 Block(
                     (
                         self.put("total", i, h, value=self.at("all")),
-                        self.put("scale", i, h, value=Apply(ScalarOp.RECIPROCAL, (self.at("all"),))),
+                        self.put(
+                            "scale", i, h, value=Apply(ScalarOp.RECIPROCAL, (self.at("all"),))
+                        ),
                     )
                 )
             ),

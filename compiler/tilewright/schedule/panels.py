@@ -72,9 +72,7 @@ class Panel:
         shape = (self.stages, self.lines, pitch)
         return Buffer(self.name, self.half, shape, space=Space.SHARED)
 
-    def copy(
-        self, stage: Expr, first: Expr, limited: bool, threads: int, ranges: Ranges
-    ) -> Stmt:
+    def copy(self, stage: Expr, first: Expr, limited: bool, threads: int, ranges: Ranges) -> Stmt:
         """What one thread copies. With `limited` the first line may lie beyond all."""
         place = _Place(first, limited or self.total % self.lines != 0, threads)
         counts = [n for n in (8, 4, 2) if self.valid % n == 0]
@@ -105,18 +103,23 @@ class Panel:
 
     def _single(self, stage: Expr, place: _Place, ranges: Ranges) -> Stmt:
         """One element at a time, neighbours what lies side by side in memory."""
-        at, line, k = self.part(place.threads), Var("line"), Var("place")
-        load = load_of(self.element(line, k))
+        at: Expr = self.part(place.threads)
+        load = load_of(self.element(Var("line"), Var("place")))
         sizes = {"line": (0.0, self.lines - 1.0), "place": (0.0, self.length - 1.0)}
         form = offset(load.buffer, load.index, {**ranges, **sizes})
-        across = form.coefficient("place") != 1 and form.coefficient("line") == 1
-        line, k = (
-            (at % self.lines, at // self.lines) if across else (at // self.length, at % self.length)
-        )
+        if form.coefficient("place") != 1 and form.coefficient("line") == 1:
+            line, k = at % self.lines, at // self.lines
+        else:
+            line, k = at // self.length, at % self.length
+        return self._element(stage, line, k, place)
+
+    def _element(self, stage: Expr, line: Expr, k: Expr, place: _Place) -> Store:
         inside = k if self.valid == self.length else minimum(k, self.valid - 1)
         value = self.element(place.line(self, line), inside)
         conditions = place.conditions(self, line, k, self.valid)
-        return Store(self.buffer, (stage, line, k), _guarded(_as_half(value, self.half), conditions))
+        return Store(
+            self.buffer, (stage, line, k), _guarded(_as_half(value, self.half), conditions)
+        )
 
 
 @dataclass(frozen=True)
@@ -172,9 +175,7 @@ def _ahead(p: Panel, count: int, stage: Expr, place: _Place, ranges: Ranges) -> 
     to = (stage, line, group * count + Var(WITHIN))
     store = Store(p.buffer, to, _guarded(source, conditions))
     loop = For(WITHIN, index_const(count), store, LoopKind.ASYNC, baked=True)
-    near = is_adjacent(
-        source.buffer, source.index, loop, p.ranges(ranges, count, place.threads)
-    )
+    near = is_adjacent(source.buffer, source.index, loop, p.ranges(ranges, count, place.threads))
     return loop if near else None
 
 
