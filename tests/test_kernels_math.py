@@ -28,7 +28,9 @@ def sigmoid(x: Array) -> Array:
 
 
 UNARY: dict[str, Reference] = {
+    "reciprocal": lambda x: 1 / x,
     "exp": np.exp,
+    "exp2": np.exp2,
     "expm1": np.expm1,
     "log": np.log,
     "log1p": np.log1p,

@@ -58,6 +58,7 @@ _MODULES = {
     **dict.fromkeys((f"mma_{t}" for t in PRODUCTS), "mma"),
     **dict.fromkeys(("parts_down", "parts_across", "lane_across", "load_words4"), "mma"),
     "word_to_tf32": "halves",
+    **dict.fromkeys((f"pack_{t}" for t in HALVES), "halves"),
     **dict.fromkeys(("copy_vector", "copy_async", "copy_async_filled"), "memory"),
     **dict.fromkeys(("async_commit", "async_wait"), "memory"),
     **dict.fromkeys(FUNCTIONS, "quotients"),

@@ -6,7 +6,18 @@ from typing import Protocol
 
 from tilewright.codegen.spelling import SUFFIX
 from tilewright.dtypes import DType
-from tilewright.loops.ir import Buffer, Const, Expr, For, Load, Mma, Select, Store, strides_of
+from tilewright.loops.ir import (
+    Buffer,
+    Const,
+    Expr,
+    For,
+    Load,
+    Mma,
+    Select,
+    Space,
+    Store,
+    strides_of,
+)
 
 VECTOR_BYTES = 16  # of a row of a matrix that a lane points to
 ROWS, WORDS, SUMS = 16, 4, 4  # of a matrix: its rows, and a lane's words and sums
@@ -31,13 +42,18 @@ class Printer(Protocol):
 def print_mma(printer: Printer, s: Mma) -> list[str]:
     """Both tiles into fragments, then all products of them."""
     _, high, wide, *_ = s.sums.shape
+    held = s.left.buffer.space is Space.THREAD
     lines = [f"left = {printer.use('stack_u32')}({high * WORDS})"]
     lines += [f"right = {printer.use('stack_u32')}({wide * WORDS // PAIR})"]
-    lines += _fragments(printer, "left", s.left, s.depth_last[0], high)
+    if held:
+        lines += _packed(printer, s.left, s.right.buffer.dtype, high)
+    else:
+        lines += _fragments(printer, "left", s.left, s.depth_last[0], high)
     lines += _fragments(printer, "right", s.right, s.depth_last[1], wide // PAIR)
-    if s.left.buffer.dtype is DType.F32:
+    if s.left.buffer.dtype is DType.F32 and not held:
         lines += [*_rounded(printer, "left", high), *_rounded(printer, "right", wide // PAIR)]
-    multiply = printer.use(_product(s.left.buffer.dtype, s.right.buffer.dtype))
+    factors = [s.right.buffer.dtype if held else s.left.buffer.dtype, s.right.buffer.dtype]
+    multiply = printer.use(_product(*factors))
     place = f"(m * {wide} + n) * {SUMS}"
     sums = printer.locals[s.sums.name]
     return [
@@ -93,6 +109,21 @@ def _rounded(printer: Printer, name: str, count: int) -> list[str]:
     """All words of a fragment rounded."""
     rounded = printer.use("word_to_tf32")
     return [f"for m in range({count * WORDS}):", f"    {name}[m] = {rounded}({name}[m])"]
+
+
+def _packed(printer: Printer, tile: Load, half: DType, count: int) -> list[str]:
+    """The words of `count` matrices that a product summed: a thread has the same rows, and pairs
+    of the same columns, of sums as of factors."""
+    pack = printer.use(f"pack_{SUFFIX[half]}")
+    source, at = printer.start(tile.buffer, tile.index, None)
+    _, rows, columns, line, _ = strides_of(tile.buffer)
+    word = f"at + m * {rows} + (n >> 1) * {columns} + (n & 1) * {line}"
+    return [
+        f"at = {at}",
+        f"for m in range({count}):",
+        f"    for n in range({WORDS}):",
+        f"        left[m * {WORDS} + n] = {pack}({source}[{word}], {source}[{word} + 1])",
+    ]
 
 
 def print_async(printer: Printer, s: For) -> str:

@@ -144,6 +144,7 @@ def _matched(whole: _Product, weights: Load, values: Load, maps: bool) -> _Match
         value,
         (product.result.name, score),
         (softmax.result.name, weight),
+        weights.buffer.name,
     )
     names = {product.result.name, softmax.result.name, *softmax.parts, *passed, *more}
     return _Matched(attention, frozenset(names))

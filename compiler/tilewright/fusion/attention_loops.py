@@ -62,6 +62,7 @@ class Attention:
     value: Expr
     score: tuple[str, Expr]
     weight: tuple[str, Expr]
+    factor: str  # the name of the weights as they are multiplied
 
     @property
     def row(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from tilewright.dtypes import DType
 from tilewright.fusion.attention_limits import limits
 from tilewright.fusion.attention_loops import Attention, Form
@@ -32,16 +35,21 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import MAX_SCRATCH_BYTES, main_load
 from tilewright.loops.scalars import ScalarOp
-from tilewright.ops.tensor import Constant, NestOutput
+from tilewright.ops.tensor import Compute, Constant, NestOutput
 
 MAX_SIZE = 256  # elements of a key or a value, so that a block's share fits its registers
 KEYS = ("key0", "key1", "key2")  # the loops over the keys, one after the other
 FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 
-def by_rows() -> Form:
-    """Scores of one row, their softmax, and the sums of values."""
-    return Form(_fits, _loops, maps=True)
+def by_rows(halves: Mapping[str, DType] | None = None) -> Form:
+    """Scores of one row, their softmax, and the sums of values.
+
+    `halves` are the values that the model computes in a half type, by name: where products and
+    weights are such, the weights are rounded before they are multiplied.
+    """
+    types = halves or {}
+    return Form(_fits, lambda a, result: _loops(a, result, types), maps=True)
 
 
 def _fits(a: Attention) -> bool:
@@ -60,7 +68,7 @@ def _fits(a: Attention) -> bool:
 def _is_known(weight: tuple[str, Expr], key: str) -> bool:
     """Whether the weights are the softmax itself, or zero where that is NaN or where something says
     so for a whole row: then they can be scaled when the sum of the row is known."""
-    match weight[1]:
+    match _unrounded(weight[1]):
         case Load():
             return True
         case Select(condition=condition, then=zero, otherwise=Load() as share) if _is_zero(zero):
@@ -77,10 +85,24 @@ def _is_zero(e: Expr) -> bool:
             return value == 0
         case Load(buffer=Constant() as b):
             return not b.value.any()
+        case Load(buffer=Compute(reduction=None, body=body)) | Cast(arg=body):
+            return _is_zero(body)
     return False
 
 
-def _loops(a: Attention, result: NestOutput) -> Stmt:
+def _unrounded(e: Expr) -> Expr:
+    """What is rounded to a half, e itself if it is not; with a zero as such."""
+    match e:
+        case Cast(dtype=DType.F32, arg=Cast(dtype=DType.F16 | DType.BF16, arg=arg)):
+            return _unrounded(arg)
+        case Select(then=zero) if _is_zero(zero):
+            return replace(e, then=Const(0.0, dtype_of(zero)))
+    return e
+
+
+def _loops(a: Attention, result: NestOutput, halves: Mapping[str, DType]) -> Stmt:
+    types = {halves.get(a.score[0]), halves.get(a.factor)}
+    half = types.pop() if len(types) == 1 else None
     known = limits(a)
     count: Expr = index_const(a.keys[1]) if known is None else known[Var(a.row)]
     scores, top, total = _local("scores", a.keys[1]), _local("top"), _local("total")
@@ -90,7 +112,7 @@ def _loops(a: Attention, result: NestOutput) -> Stmt:
             _scores(a, count, scores, top),
             Store(total, (), Const(0.0, DType.F32)),
             _powers(count, scores, top, total),
-            _sums(a, count, scores, total, result),
+            _sums(a, count, scores, total, result, half),
         )
     )
     body: Stmt = Alloc(scores, Alloc(top, Alloc(total, parts)))
@@ -127,11 +149,20 @@ def _powers(count: Expr, scores: Buffer, top: Buffer, total: Buffer) -> Stmt:
     return For(KEYS[1], count, Block(steps))
 
 
-def _sums(a: Attention, count: Expr, scores: Buffer, total: Buffer, result: NestOutput) -> Stmt:
+def _sums(
+    a: Attention,
+    count: Expr,
+    scores: Buffer,
+    total: Buffer,
+    result: NestOutput,
+    half: DType | None,
+) -> Stmt:
     acc = _local("sum")
     at: dict[str, Expr] = {a.keys[0]: Var(KEYS[2])}
     share = Load(scores, (Var(KEYS[2]),)) / Load(total, ())
-    weight = _completed(a.weight, share, at)
+    weight = _completed((a.weight[0], _unrounded(a.weight[1])), share, at)
+    if half is not None:
+        weight = Cast(DType.F32, Cast(half, weight))
     step = Accumulate(acc, (), ScalarOp.ADD, weight * _factor(a.value, at))
     body = Block(
         (

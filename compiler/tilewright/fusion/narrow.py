@@ -29,6 +29,12 @@ from tilewright.loops.ir import (
 from tilewright.ops.tensor import Compute, Tensor, sources
 
 
+def computed_halves(outputs: Sequence[Tensor]) -> dict[str, DType]:
+    """The half types of all values that the model computes, by name."""
+    computed = (t for t in topological(outputs) if isinstance(t, Compute))
+    return {t.name: t.dtype for t in computed if is_half(t.dtype)}
+
+
 def half_values(outputs: Sequence[Tensor]) -> dict[str, DType]:
     """The half types of what nodes hand to each other, by name. What a node has for itself, such
     as the sums of a norm, is none of it."""

@@ -266,11 +266,14 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Mma:
-    """Adds products of two tiles in shared memory to a warp's sums, on tensor cores.
+    """Adds products of two tiles to a warp's sums, on tensor cores.
 
     `sums` is [thread, i, j, h, v]: 16 rows to an i, 8 columns to a j, a thread's two rows and two
     columns of them. `left` and `right` are the tiles' first elements, `depth_last` says of each
-    whether its elements of one product lie side by side. The meaning is `meaning`: plain loops.
+    whether its elements of one product lie side by side. Both are in shared memory, or `left` is
+    what another product summed, in the registers of the warp: then it is rounded to the type of
+    `right`, and each four lanes that share its rows read each other's elements. The meaning is
+    `meaning`: plain loops.
     """
 
     sums: Buffer

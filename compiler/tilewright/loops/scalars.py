@@ -77,7 +77,9 @@ class ScalarOp(Enum):
     ABS = (1, np.abs, "same")
     SIGN = (1, np.sign, "same")
     SQRT = (1, np.sqrt, "same")
+    RECIPROCAL = (1, np.reciprocal, "same")  # to a unit of the last place; normal numbers, or 0
     EXP = (1, np.exp, "same")
+    EXP2 = (1, np.exp2, "same")  # as the reciprocal is
     LOG = (1, np.log, "same")
     SIN = (1, np.sin, "same")
     COS = (1, np.cos, "same")

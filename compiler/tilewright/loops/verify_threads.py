@@ -3,7 +3,8 @@
 * loops over blocks are outermost, each with a fixed extent, and no task is a loop beside them;
 * all loops over threads have one fixed extent, and stand inside no other loop over threads;
 * barriers and combinations stand outside of the loops over threads, so that all threads meet there;
-* an element of a thread's own registers is used by that thread alone;
+* an element of a thread's own registers is used by that thread alone, or read by a matrix product
+  of the four lanes that share its rows, in a later loop than it is written;
 * what one thread writes, another reads or writes only after a barrier;
 * what is copied asynchronously is read only after a wait and then a barrier;
 * the lanes of a warp come to its matrix products together;
@@ -57,6 +58,7 @@ from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import MONOIDS, ScalarOp
 
 WARP = 32
+QUAD = 4  # lanes that share the rows of a matrix in registers
 MAX_THREADS = 1024
 OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
 MAX_SHARED_BYTES = 227 << 10
@@ -64,7 +66,7 @@ MAX_SHARED_BYTES = 227 << 10
 INNER = "axis "  # begins the names of axes inside of a loop over threads
 
 Element = tuple[Expr, ...]
-_Event = Union["_Phase", Barrier, Wait]
+_Event = Union["_Phase", Barrier, Commit, Wait]
 Places = dict[Element, tuple[Range, ...]]  # with the range of each index, and of the offset
 
 
@@ -133,14 +135,19 @@ class _Copies:
     """Buffers that asynchronous copies go to, and whether all threads know of their arrival."""
 
     targets: dict[str, int] = field(default_factory=dict)  # the stages of each
+    groups: list[frozenset[str]] = field(default_factory=list)
+    open: frozenset[str] = frozenset()  # copied to since the last group
     waited: bool = False
     arrived: bool = False
 
     def see(self, event: _Event) -> str | None:
         """The buffer that is read too early, if one is."""
         match event:
+            case Commit():
+                self.groups.append(self.open)
+                self.open = frozenset()
             case Wait(pending=pending):
-                self.waited = all(pending <= stages - 2 for stages in self.targets.values())
+                self.waited = all(self.is_there(name, pending) for name in self.targets)
             case Barrier():
                 self.arrived = self.waited
             case _Phase():
@@ -148,8 +155,16 @@ class _Copies:
                 if early and not self.arrived:
                     return early
                 self.targets |= event.copied
+                self.open |= event.copied.keys()
                 self.waited = self.waited and not event.copied
         return None
+
+    def is_there(self, name: str, pending: int) -> bool:
+        """Whether the stage that is read has arrived: of one that is copied to once, the group."""
+        if self.targets[name] > 1:
+            return pending <= self.targets[name] - 2
+        later = self.groups[max(0, len(self.groups) - pending) :]
+        return name not in self.open.union(*later)
 
 
 class _Checker:
@@ -222,10 +237,31 @@ class _Checker:
                 self.fail("some lanes of a warp might not come to its matrix product")
             if isinstance(n, For) and n.kind in OTHER_THREADS:
                 self.fail(f"loop {n.axis} over {n.kind.value}s inside of the threads")
-            own = not isinstance(n, (Load, Store, Accumulate)) or n.buffer.space is not Space.THREAD
-            if not own and n.index[0] != Var(loop.axis):  # type: ignore[union-attr]
-                self.fail(f"{n.buffer.name} of another thread is used")  # type: ignore[union-attr]
+        self.registers(loop.body, loop, None)
         self.apart(loop.body, loop.axis, frozenset())
+
+    def registers(self, s: Node, loop: For, lent: Buffer | None) -> None:
+        """Whether threads use their own registers, or read those that a matrix product lends."""
+        match s:
+            case Mma(left=left, meaning=meaning) if left.buffer.space is Space.THREAD:
+                self.lends(left.buffer, loop)
+                self.registers(left, loop, None)
+                self.registers(meaning, loop, left.buffer)
+                return
+            case Load(buffer=b) if b == lent:
+                if not _of_quad(s.index[0], loop):
+                    self.fail(f"{b.name} of a lane with other rows is used")
+            case Load(buffer=b) | Store(buffer=b) | Accumulate(buffer=b):
+                if b.space is Space.THREAD and s.index[0] != Var(loop.axis):
+                    self.fail(f"{b.name} of another thread is used")
+        for c in children(s):
+            self.registers(c, loop, lent)
+
+    def lends(self, b: Buffer, loop: For) -> None:
+        """Whether all lanes have their elements before the loop."""
+        writes = (n for n in walk(loop) if isinstance(n, (Store, Accumulate)))
+        if any(n.buffer == b for n in writes):
+            self.fail(f"{b.name} of other lanes is read where it is written")
 
     def apart(self, s: Stmt, thread: str, local: frozenset[str]) -> None:
         """Whether no two threads write one element of a buffer that they share."""
@@ -274,6 +310,14 @@ class _Checker:
                 self.fail(f"{name} is overwritten without a barrier")
 
 
+def _of_quad(index: Expr, loop: For) -> bool:
+    """Whether the index is that of a thread among the four neighbours that share rows."""
+    ranges = {**axis_ranges(loop), loop.axis: (0.0, float(loop.extent.value) - 1)}  # type: ignore[union-attr]
+    first = Var(loop.axis) // QUAD * QUAD
+    low, high = linear_bounds(linear(index - first, ranges), ranges, {})
+    return low >= 0 and high < QUAD
+
+
 def _chooses_one(condition: Expr, thread: str) -> bool:
     """Whether at most one thread of those that share an element goes on."""
     return any(
@@ -317,14 +361,17 @@ def _dividend(e: Expr, divisor: Const) -> Expr:
 
 
 def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
-    """What happens in order; a loop's body twice, because its end meets its beginning."""
+    """What happens in order; a loop's body twice, because its end meets its beginning, unless it
+    has none but the first iteration."""
     match s:
-        case Barrier() | Wait():
+        case Barrier() | Commit() | Wait():
             yield s
         case For(kind=LoopKind.THREAD):
             yield _phase(s, ranges)
         case For(axis=axis, kind=LoopKind.SERIAL | LoopKind.UNROLLED, body=body):
             yield from _phases(body, ranges)
+            if isinstance(s.extent, Const) and s.extent.value <= 1:
+                return
             if any(_is_async(n) for n in walk(body)):  # their stages tell iterations apart
                 body = substitute(body, {axis: Var(axis) + 1})  # type: ignore[assignment]
             yield from _phases(body, ranges)
@@ -393,9 +440,11 @@ class _Names:
 
     def __init__(self) -> None:
         self.known: dict[str, Expr] = {}
+        self.loops = 0
 
     def number(self, axis: str) -> None:
-        self.known[axis] = Var(f"{INNER}{len(self.known)}")
+        self.known[axis] = Var(f"{INNER}{self.loops}")
+        self.loops += 1
 
     def plain(self, e: Expr) -> Expr:
         def rule(n: Node) -> Node | None:

@@ -11,6 +11,7 @@ from tilewright.loops.ir import (
     Apply,
     Block,
     Buffer,
+    Cast,
     Const,
     Expr,
     For,
@@ -24,6 +25,7 @@ from tilewright.loops.ir import (
     index_const,
     rewrite,
     substitute,
+    variables,
 )
 from tilewright.loops.locate import main_load, outer_loops
 from tilewright.loops.scalars import ScalarOp
@@ -38,7 +40,8 @@ ZERO = Const(0.0, DType.F32)
 class RowAttention:
     """sum over keys of softmax(score(sum over depth of query * key)) * value, in the axes of the
     kernel's outer loops and `column`. `score` reads the sum as `product`. Where `empty` holds
-    all weights of a row are zero; it may ask whether they are numbers.
+    all weights of a row are zero; it may ask whether they are numbers. `half` is the type that
+    weights are rounded to, if they are.
     """
 
     batch: tuple[tuple[str, int], ...]
@@ -53,6 +56,7 @@ class RowAttention:
     product: Buffer
     score: Expr
     empty: Expr | None
+    half: DType | None
     store: Store
 
     def place(self, row: Expr, key: Expr, column: Expr | None = None) -> dict[str, Expr]:
@@ -74,6 +78,11 @@ class RowAttention:
         score: Expr = rewrite(substitute(self.score, self.place(row, key)), rule)  # type: ignore[assignment]
         return score if whole else select(key < self.keys[2], score, LOWEST)
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether what becomes of a score depends on its key."""
+        return self.keys[0] in variables(self.score)
+
     def steps(self, row: Expr, keys: int) -> Expr:
         """How often `keys` keys have to be taken until a row has all it needs."""
         if isinstance(self.needed, Const):
@@ -82,9 +91,9 @@ class RowAttention:
         needed: Expr = substitute(self.needed, place)  # type: ignore[assignment]
         return (needed + (keys - 1)) // keys
 
-    def share(self, sums: Expr, total: Expr, row: Expr) -> Expr:
-        """The result, from sums that were not divided yet."""
-        share = sums / total
+    def share(self, sums: Expr, total: Expr, row: Expr, inverse: Expr | None = None) -> Expr:
+        """The result, from sums that were not divided yet, with 1 / total if that is at hand."""
+        share = sums / total if inverse is None else sums * inverse
         if self.empty is None:
             return share
         nothing = select(total.eq(ZERO), sums, ZERO)
@@ -98,7 +107,9 @@ class RowAttention:
             Store(self.store.buffer, self.store.index, ZERO),
             {self.row[0]: row, self.column[0]: column},
         )
-        return Store(index.buffer, index.index, value)  # type: ignore[union-attr]
+        half = self.store.buffer.dtype
+        rounded = value if half is DType.F32 else Cast(half, value)
+        return Store(index.buffer, index.index, rounded)  # type: ignore[union-attr]
 
 
 def find_attention(kernel: Kernel) -> RowAttention | None:
@@ -130,6 +141,7 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
             pass
         case _:
             return None
+    whole, half = _unrounded(weight)
     return RowAttention(
         batch=tuple(sizes[:-1]),
         row=sizes[-1],
@@ -142,7 +154,8 @@ def find_attention(kernel: Kernel) -> RowAttention | None:
         value=value,
         product=product,
         score=score,
-        empty=weight.condition if isinstance(weight, Select) else None,
+        empty=whole.condition if isinstance(whole, Select) else None,
+        half=half,
         store=store,
     )
 
@@ -158,6 +171,14 @@ def _is_powers(s: Stmt) -> bool:
         case For(body=Block(stmts=(Store(value=Apply(op=ScalarOp.EXP)), Accumulate()))):
             return True
     return False
+
+
+def _unrounded(e: Expr) -> tuple[Expr, DType | None]:
+    """What is rounded to a half, and that type; e itself if it is not."""
+    match e:
+        case Cast(dtype=DType.F32, arg=Cast(dtype=DType.F16 | DType.BF16 as half, arg=arg)):
+            return arg, half
+    return e, None
 
 
 def _size(loop: For) -> tuple[str, int]:

@@ -33,9 +33,16 @@ from tilewright.loops.scalars import ScalarOp
 UNBOUNDED_EXTENT = 16.0  # taken for a loop whose extent comes from data
 
 FREE = frozenset((ScalarOp.CHECK, ScalarOp.NOT))
-SEVERAL = {ScalarOp.SQRT: 4, ScalarOp.DIV: 4, ScalarOp.REM: 4, ScalarOp.SIGN: 2}
+SEVERAL = {
+    ScalarOp.SQRT: 4,
+    ScalarOp.RECIPROCAL: 4,
+    ScalarOp.DIV: 4,
+    ScalarOp.REM: 4,
+    ScalarOp.SIGN: 2,
+}
 TRANSCENDENTAL = {
     ScalarOp.EXP: 10,
+    ScalarOp.EXP2: 8,
     ScalarOp.EXPM1: 12,
     ScalarOp.LOG: 12,
     ScalarOp.LOG1P: 14,

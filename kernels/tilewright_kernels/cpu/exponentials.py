@@ -117,6 +117,14 @@ def exp(x: Number) -> Number:
     return _scale(r.polynomial((*EXPM1, 1.0, 1.0)), n)
 
 
+def exp2(x: Number) -> Number:
+    limited = x.at_least(-151.0).at_most(129.0)
+    shifted = limited + ROUND_F32
+    r = (limited - (shifted - ROUND_F32)) * LN2
+    n = shifted.bits() - _bits_of(ROUND_F32)
+    return _scale(r.polynomial((*EXPM1, 1.0, 1.0)), n)
+
+
 def expm1(x: Number) -> Number:
     """2^n ((1 - 2^-n) + (e^r - 1)): no cancellation near 0."""
     n, r = _reduce_ln2(x.at_least(-18.0).at_most(89.0))

@@ -20,7 +20,9 @@ from tilewright_kernels.cpu.values import Number
 # The largest error of the float32 functions, in units of the last place of the exact result,
 # with FMA instructions or without.
 ACCURACY: dict[str, float] = {
+    "reciprocal": 0.5,
     "exp": 1.1,
+    "exp2": 1.1,
     "expm1": 1.5,
     "log": 0.9,
     "log1p": 1.6,
@@ -99,7 +101,9 @@ def _test(formula: Formula) -> tuple[Any, Any]:
     )
 
 
+reciprocal_f32, reciprocal_f64 = _unary(lambda x: 1.0 / x, lambda x: 1.0 / x)
 exp_f32, exp_f64 = _unary(exponentials.exp, libm("exp"))
+exp2_f32, exp2_f64 = _unary(exponentials.exp2, libm("exp2"))
 expm1_f32, expm1_f64 = _unary(exponentials.expm1, libm("expm1"))
 log_f32, log_f64 = _unary(exponentials.log, libm("log"))
 log1p_f32, log1p_f64 = _unary(exponentials.log1p, libm("log1p"))

@@ -20,7 +20,9 @@ from tilewright_kernels.cuda.intrinsics import intrinsic, ptx
 # The largest error of the float32 functions, in units of the last place of the exact result:
 # above what the CUDA Programming Guide states for libdevice and what was measured.
 ACCURACY: dict[str, float] = {
+    "reciprocal": 1.0,
     "exp": 2.0,
+    "exp2": 2.0,
     "expm1": 1.5,
     "log": 1.0,
     "log1p": 1.0,
@@ -95,6 +97,17 @@ class DeviceNumber(Number):
 _exp, _log1p, _fmod = libdevice("exp"), libdevice("log1p"), libdevice("fmod")
 
 
+def _quick(name: str, of_doubles: Formula) -> Formula:
+    """By one instruction for float32: 0 instead of a subnormal number."""
+
+    def formula(x: Number) -> Number:
+        if x.value.type != F32:
+            return of_doubles(x)
+        return x.of(ptx(x.builder, f"{name}.approx.ftz.f32 $0, $1;", [F32], [x.value])[0])
+
+    return formula
+
+
 def _rsqrt(x: Number) -> Number:
     return 1.0 / x.sqrt()
 
@@ -166,6 +179,8 @@ def _binary(formula: Formula) -> tuple[Any, Any]:
 
 
 exp_f32, exp_f64 = _unary(libdevice("exp"))
+exp2_f32, exp2_f64 = _unary(_quick("ex2", libdevice("exp2")))
+reciprocal_f32, reciprocal_f64 = _unary(_quick("rcp", lambda x: 1.0 / x))
 expm1_f32, expm1_f64 = _unary(libdevice("expm1"))
 log_f32, log_f64 = _unary(libdevice("log"))
 log1p_f32, log1p_f64 = _unary(libdevice("log1p"))

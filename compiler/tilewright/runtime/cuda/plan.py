@@ -25,7 +25,7 @@ from tilewright.fusion.inline import inline, label
 from tilewright.fusion.laid_constants import lay_constants
 from tilewright.fusion.legalize import legalize
 from tilewright.fusion.lower import Lowered, lower
-from tilewright.fusion.narrow import half_values, narrowed
+from tilewright.fusion.narrow import computed_halves, half_values, narrowed
 from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights
@@ -127,7 +127,8 @@ class CudaPlan:
         constants: DeviceConstants,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
-        legal = with_attention(sums_of_bytes(legalize(outputs), weights), by_rows())
+        summed = sums_of_bytes(legalize(outputs), weights)
+        legal = with_attention(summed, by_rows(computed_halves(outputs)))
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
         program = hoist(split_for_grid(copy_results(inline(inputs, kept))), of_constants=True)
         program = lay_constants(program)
