@@ -97,6 +97,12 @@ FAMILIES: dict[str, tuple[list[NodeProto], list[Shape], dict[str, Array]]] = {
         [(3, 5)],
         {"i": INDEX[:, None], "u": normal(4, 5)},
     ),
+    "updates": (
+        [node("Add", "x u", "v"),
+         node("ScatterElements", "x i v", "a", reduction="mul"), node("ScatterElements", "a i u")],
+        [(40,)],
+        {"i": np.arange(40) * 7 % 36 - np.arange(40) % 2 * 36, "u": normal(40)},
+    ),
     "resize": (
         [make_node("Resize", ["x", "", "s"], ["y"], mode="linear")],
         [(1, 2, 5, 6)],
