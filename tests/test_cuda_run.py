@@ -48,6 +48,11 @@ FAMILIES: dict[str, tuple[list[NodeProto], list[Shape], dict[str, Array]]] = {
         [(3, 7, 10), (2, 1, 10)],
         {"b": B, "c": B > 0},
     ),
+    "powers": (  # by branches, after which all lanes meet
+        [node("Pow", "x e", "p"), node("ReduceSum", "p a", keepdims=0)],
+        [(2, 128)],
+        {"e": np.array(2, np.float32), "a": AXIS},
+    ),
     "integers": (
         [node("Cast", "x", "i", to=7), node("Mod", "i n", "m"), node("BitShift", "u u", "s",
          direction="LEFT"), node("Cast", "s", "t", to=7), node("Add", "m t")],
