@@ -48,6 +48,11 @@ FAMILIES: dict[str, tuple[list[NodeProto], list[Shape], dict[str, Array]]] = {
         [(3, 7, 10), (2, 1, 10)],
         {"b": B, "c": B > 0},
     ),
+    "powers": (  # by branches, after which all lanes meet
+        [node("Pow", "x e", "p"), node("ReduceSum", "p a", keepdims=0)],
+        [(2, 128)],
+        {"e": np.array(2, np.float32), "a": AXIS},
+    ),
     "integers": (
         [node("Cast", "x", "i", to=7), node("Mod", "i n", "m"), node("BitShift", "u u", "s",
          direction="LEFT"), node("Cast", "s", "t", to=7), node("Add", "m t")],
@@ -96,6 +101,12 @@ FAMILIES: dict[str, tuple[list[NodeProto], list[Shape], dict[str, Array]]] = {
         [node("ScatterND", "x i u", reduction="add")],
         [(3, 5)],
         {"i": INDEX[:, None], "u": normal(4, 5)},
+    ),
+    "updates": (
+        [node("Add", "x u", "v"),
+         node("ScatterElements", "x i v", "a", reduction="mul"), node("ScatterElements", "a i u")],
+        [(40,)],
+        {"i": np.arange(40) * 7 % 36 - np.arange(40) % 2 * 36, "u": normal(40)},
     ),
     "resize": (
         [make_node("Resize", ["x", "", "s"], ["y"], mode="linear")],

@@ -172,7 +172,12 @@ LINES: dict[str, tuple[Stmt, int]] = {  # and how many threads may share them
     "own sum": (Accumulate(Y, (j + 3,), ScalarOp.ADD, x), SIZE),
     "one": (Accumulate(Y, (index_const(1),), ScalarOp.ADD, x), 1),
     "scan": (Store(Y, (j + 1,), Load(Y, (j,)) + x), 1),
-    "data": (Store(Y, (Load(INDEX, (j,)),), x), 1),
+    "data": (Store(Y, (Load(INDEX, (j,)),), x), 2 * SIZE + 1),  # each thread has its elements
+    "data sum": (
+        For("k", index_const(3), Accumulate(Y, (Load(INDEX, (j,)) * 2,), ScalarOp.ADD, x)),
+        2 * SIZE + 1,
+    ),
+    "data read": (Store(Y, (Load(INDEX, (j,)),), Load(Y, (j,)) + x), 1),
     "halves": (Store(Y, (j // 2,), x), 1),
     "chosen": (If(x > 0, Store(Y, (j,), x)), SIZE),
     "inner": (For("k", index_const(2), Store(Y, (j * 2 + Var("k"),), x)), 2 * SIZE),
@@ -199,7 +204,7 @@ def test_only_independent_iterations_are_shared(name: str) -> None:
 
 
 def _is_first(e: Expr) -> bool:
-    return isinstance(e, Apply) and e.op is ScalarOp.EQ
+    return isinstance(e, Apply) and e.op is ScalarOp.EQ and isinstance(e.args[1], Const)
 
 
 def test_what_follows_waits() -> None:

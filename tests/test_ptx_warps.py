@@ -32,6 +32,31 @@ def test_shuffles(mode: str, c: int) -> None:
     np.testing.assert_array_equal(found, np.arange(64) - lane + source + 100 * stays)
 
 
+APART = """
+mov.u32 %r0, 0; and.b32 %r2, %t, 1; setp.eq.u32 %p1, %r2, 1; @%p1 bra far;
+back: {meeting}
+mad.wide.u32 %o, %t, 4, %q0; st.global.u32 [%o], %r1; ret;
+far: add.u32 %r0, %r0, 1; and.b32 %r2, %t, 3; setp.eq.u32 %p1, %r2, 3; @%p1 bra farther; bra back;
+farther: {other} add.u32 %r0, %r0, 1; bra back;
+"""
+SUM = "shfl.sync.bfly.b32 %r1, %r0, 1, 31, 0xffffffff; mad.lo.u32 %r1, %r1, 10, %r0;"
+
+
+def test_lanes_whose_path_lies_further_down_are_waited_for() -> None:
+    found = run(APART.format(meeting=SUM, other=""), [np.zeros(64, np.uint32)], 64)[0][0]
+    np.testing.assert_array_equal(found, np.tile([10, 1, 20, 2], 16))
+    meeting = f"bar.warp.sync 0xffffffff; bar.sync 0; {SUM}"
+    other, statistics = run(APART.format(meeting=meeting, other=""), [np.zeros(64, np.uint32)], 64)
+    np.testing.assert_array_equal(other[0], found)
+    assert statistics.barriers == 1
+
+
+@pytest.mark.parametrize("other", [SUM, "ret;", "bar.warp.sync 0xffffffff;"])
+def test_lanes_that_never_come(other: str) -> None:
+    with pytest.raises(errors.InactiveLanes, match="do not take part"):
+        run(APART.format(meeting=SUM, other=other), [np.zeros(64, np.uint32)], 64)
+
+
 def test_votes() -> None:
     body = """
 setp.lt.u32 %p1, %t, 40; vote.sync.ballot.b32 %r0, %p1, 0xffffffff;

@@ -1,7 +1,8 @@
 """Runs a kernel: all threads of a batch of blocks in lock step, the threads furthest back first.
 
 Threads that diverge are groups with a place each; the group with the smallest place runs until it
-meets the next one. So they meet again where the paths of the program do.
+meets the next one. So they meet again where the paths of the program do. Where a whole warp has to
+meet, a part of it waits as long as there are others that run: their path may lie further down.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ class Machine:
             self.frame.parameters[variable.name] = np.array([value], dtype).view(np.uint8)
         self.steps = [self.step(i) for i in self.kernel.instructions]
         self.guards = [self.guard(i) for i in self.kernel.instructions]
+        self.meets = [i.has("sync") for i in self.kernel.instructions]
 
     def step(self, instruction: Instruction) -> Step | None:
         """None for what changes the order of execution."""
@@ -184,10 +186,14 @@ class Machine:
         frame.alive[:] = present
         self.arrived.fill(False)
         self.groups: dict[int, Array] = {0: present}
+        self.held: set[int] = set()  # the places of groups that wait for others
         self.end = len(self.steps)
         while self.groups:
-            place = min(self.groups)
-            self.follow(place, self.groups.pop(place))
+            place = min(self.groups.keys() - self.held, default=-1)
+            together = place < 0  # all wait: who is not there yet will not come
+            place = min(self.groups) if together else place
+            self.held.discard(place)
+            self.follow(place, self.groups.pop(place), together)
         if self.arrived.any():
             self.stuck()
 
@@ -195,13 +201,18 @@ class Machine:
         if mask.any():
             there = self.groups.get(place)
             self.groups[place] = mask if there is None else there | mask
+            self.held.discard(place)
 
-    def follow(self, place: int, mask: Array) -> None:
-        """Run a group until it meets another one, branches back, waits or ends."""
-        stop = min(self.groups, default=self.end)
+    def follow(self, place: int, mask: Array, together: bool) -> None:
+        """Run a group until it meets another one, branches back, waits or ends; it does not wait
+        where it stands if all that come are `together`."""
+        stop = min((p for p in self.groups if p > place), default=self.end)
         active: Any = True if mask.all() else mask
-        steps, guards, start = self.steps, self.guards, place
+        steps, guards, start, waits = self.steps, self.guards, place, False
         while place < stop:
+            if self.meets[place] and (place > start or not together) and self.may_come(mask):
+                waits, stop = True, place
+                break
             step = steps[place]
             if step is None:
                 break
@@ -221,8 +232,17 @@ class Machine:
             self.control(place, mask)
         elif place < self.end:
             self.add(place, mask)
+            if waits:
+                self.held.add(place)
         else:
             self.leave(mask)
+
+    def may_come(self, mask: Array) -> bool:
+        """Whether other lanes of these warps run, elsewhere."""
+        if not self.groups:
+            return False
+        others = self.frame.alive & ~mask & ~self.arrived
+        return bool(np.any(mask.reshape(-1, LANES).any(1) & others.reshape(-1, LANES).any(1)))
 
     def control(self, place: int, mask: Array) -> None:
         instruction, guard = self.kernel.instructions[place], self.guards[place]

@@ -44,7 +44,8 @@ from tilewright.schedule.attention import (
 )
 from tilewright.schedule.attention_threads import ThreadProgram
 from tilewright.schedule.cooperate import THREAD
-from tilewright.schedule.mma_tiles import COLUMNS, PAIR, ROWS
+from tilewright.schedule.mma_results import PAIR
+from tilewright.schedule.mma_tiles import COLUMNS, ROWS
 from tilewright.schedule.panels import PART, Panel, in_parts
 from tilewright.schedule.staging import WITHIN
 from tilewright.schedule.vectors import by_vectors

@@ -10,7 +10,7 @@ from typing import TypeVar
 from tilewright.dtypes import DType
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.affine import Linear
-from tilewright.loops.ir import Accumulate, For, Kernel, Load, LoopKind, Store, walk
+from tilewright.loops.ir import Accumulate, For, Kernel, Load, Store, walk
 from tilewright.loops.locate import allocations, axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
 from tilewright.schedule.attend import attend
@@ -26,7 +26,6 @@ from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.read_once import ReadOnce
 from tilewright.schedule.round_factors import RoundFactors
 from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
-from tilewright.schedule.teams import Teams
 from tilewright.schedule.thin_tiles import thin_tiles
 from tilewright.schedule.transposed import Transpose, read_along
 from tilewright.schedule.vectors import Vectorize, lanes_for
@@ -87,8 +86,8 @@ def choose_cuda_schedule(
     factors for tensor cores. A journal takes down what was tried."""
     builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None:
-        if not attend(builder) and not _share_tasks(builder):
-            _teams(builder)
+        if not attend(builder):
+            _share_tasks(builder)
         return builder.kernel
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
@@ -98,21 +97,13 @@ def choose_cuda_schedule(
     return builder.kernel
 
 
-def _teams(builder: Builder) -> None:
-    """Threads share what each of few tasks does to its elements."""
-    tasks = [n for n in outer_loops(builder.kernel.body) if n.kind is LoopKind.PARALLEL]
-    if prod(map(builder.extent, (n.axis for n in tasks))) < SPREAD:
-        builder.attempt(Teams(TEAM_THREADS))
-
-
-def _share_tasks(builder: Builder) -> bool:
+def _share_tasks(builder: Builder) -> None:
     """Few tasks of much work are blocks of threads."""
     tasks = prod(builder.extent(a) for a in builder.axes)
     widest = widest_nest(builder.kernel)
-    if widest < WARP or tasks > MOST_TASKS:
-        return False
-    threads = next((t for t in TASK_THREADS if t >= widest), TASK_THREADS[-1])
-    return builder.attempt(TaskBlocks(threads))
+    if widest >= WARP and tasks <= MOST_TASKS:
+        threads = next((t for t in TASK_THREADS if t >= widest), TASK_THREADS[-1])
+        builder.attempt(TaskBlocks(threads))
 
 
 def _multiply(builder: Builder, tf32: bool) -> bool:

@@ -47,7 +47,9 @@ class TaskBlocks:
     """Run each task in a block of `threads`, which share what is independent in it.
 
     Loops whose iterations depend on each other stay loops of the block; scratch of a task becomes
-    shared memory. All threads meet after each nest.
+    shared memory. Where places come from data, every thread goes through all updates and makes
+    those of its own elements, so that updates of one element keep their order. All threads meet
+    after each nest.
     """
 
     threads: int
@@ -92,6 +94,8 @@ class _Tasks:
         match s:
             case _ if self.is_lonely(s):
                 return self.shared_out(s, ())
+            case For() if update := self.update_in(s):
+                return self.divided(s, update)
             case Alloc(buffer=b, body=body):
                 if not b.shape:
                     raise ScheduleError(f"{self.how}: {b.name} is one number of a whole task")
@@ -158,6 +162,19 @@ class _Tasks:
         threads = For(THREAD, index_const(self.how.threads), body, LoopKind.THREAD)
         return Block((threads, Barrier()))
 
+    def divided(self, s: For, update: Store | Accumulate) -> Stmt:
+        """Each thread goes through all updates and makes those of its own elements."""
+        place: Expr = index_const(0)
+        for i, n in zip(update.index, update.buffer.shape, strict=True):
+            place = place * n + i
+        self.widest = max(self.widest, prod(update.buffer.shape))
+        body: Stmt = If((place % self.how.threads).eq(Var(THREAD)), update)
+        for loop in reversed(outer_loops(s)):
+            body = replace(loop, body=body)
+        home: Stmt = self.at_home(body)  # type: ignore[assignment]
+        threads = For(THREAD, index_const(self.how.threads), home, LoopKind.THREAD)
+        return Block((threads, Barrier()))
+
     def top(self, loop: For) -> float:
         """The most iterations that a loop has."""
         return interval(loop.extent, self.ranges)[1]
@@ -207,7 +224,21 @@ class _Tasks:
         """Whether there is nothing to share."""
         loops = (n for n in walk(s) if isinstance(n, For) and self.top(n) > 1)
         tiles = any(isinstance(n, (Tile, Alloc)) for n in walk(s))
-        return not tiles and not any(self.is_independent(n) or self.apart_in(n) for n in loops)
+        if tiles or (isinstance(s, For) and self.update_in(s)):
+            return False
+        return not any(self.is_independent(n) or self.apart_in(n) for n in loops)
+
+    def update_in(self, s: For) -> Store | Accumulate | None:
+        """The only statement in loops, if data says which element it writes and it reads nothing
+        of what they write; None where some iterations are independent of each other."""
+        chain = outer_loops(s)
+        update = chain[-1].body
+        if not isinstance(update, (Store, Accumulate)) or self.is_shared(s):
+            return None
+        by_data = any(isinstance(n, Load) for i in update.index for n in walk(i))
+        loads = (n for n in walk(update) if isinstance(n, Load))
+        reads = any(n.buffer.name == update.buffer.name for n in loads)
+        return update if by_data and not reads else None
 
     def apart_in(self, s: For) -> list[For]:
         """Of perfectly nested loops those whose iterations use elements of their own, whatever the
