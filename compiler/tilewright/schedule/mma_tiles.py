@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from tilewright.dtypes import DType
 from tilewright.errors import ScheduleError
 from tilewright.loops.affine import simplify_index, simplify_loads
 from tilewright.loops.ir import (
@@ -17,7 +16,6 @@ from tilewright.loops.ir import (
     Barrier,
     Block,
     Buffer,
-    Cast,
     Commit,
     Const,
     Expr,
@@ -51,14 +49,12 @@ from tilewright.schedule.block_tiles import (
 )
 from tilewright.schedule.cooperate import THREAD, unflattened
 from tilewright.schedule.mma_results import PAIR, StagedResults
+from tilewright.schedule.mma_sides import Side, multiplies, side_of
 from tilewright.schedule.vectors import VECTOR_BYTES, by_vectors, is_adjacent
 
 ROWS, COLUMNS = 16, 8  # of one instruction's sums
 DEPTH_BYTES = 32  # of a row that one instruction multiplies
 MIN_ASYNC_BYTES = 4
-TURNED_PAD = 8  # words after a line of words: lanes that read across lines have a bank each
-HALVES = (DType.F16, DType.BF16)
-BYTES = (DType.I8, DType.U8)
 COMPARISONS = (ScalarOp.LT, ScalarOp.LE, ScalarOp.GT, ScalarOp.GE, ScalarOp.EQ, ScalarOp.NE)
 
 
@@ -96,74 +92,15 @@ class MmaTile:
             raise ScheduleError(f"{self}: the sum is too short to copy ahead")
         if not product.rows or not product.columns:
             raise ScheduleError(f"{self}: the results are no rows and columns")
-        sides = tuple(_side(f, product) for f in (product.a, product.b))
+        sides = tuple(side_of(f, product) for f in (product.a, product.b))
         for s in sides:
             if s is None or self.depth * s.dtype.itemsize % DEPTH_BYTES:
                 raise ScheduleError(f"{self}: the factors are no halves or bytes as they lie")
         left, right = sides
         assert left is not None and right is not None
-        if not _multiplies(left.dtype, right.dtype, product.total.dtype):
+        if not multiplies(left.dtype, right.dtype, product.total.dtype):
             raise ScheduleError(f"{self}: no tensor core multiplies {left.dtype} by {right.dtype}")
         return _MmaTiling(self, kernel, product, (left, right)).run()
-
-
-@dataclass(frozen=True)
-class Side:
-    """A factor as it lies in memory: an element, or zero where `inside` does not hold."""
-
-    element: Load
-    inside: Expr | None
-    wide: DType  # what it is multiplied in
-    depth_last: bool  # neighbours in memory are neighbours in the sum
-
-    @property
-    def dtype(self) -> DType:
-        return self.element.buffer.dtype
-
-    def factor(self, staged: Load) -> Expr:
-        """What is multiplied: the element widened, or rounded."""
-        is_single = self.dtype is DType.F32
-        return Apply(ScalarOp.TF32, (staged,)) if is_single else Cast(self.wide, staged)
-
-    @property
-    def pad(self) -> int:
-        """Elements after each line, so that those that are read at a time have banks of their
-        own."""
-        if self.dtype is DType.F32 and not self.depth_last:
-            return TURNED_PAD
-        return VECTOR_BYTES // self.dtype.itemsize
-
-
-def _side(factor: Expr, product: Product) -> Side | None:
-    match factor:
-        case Cast(dtype=wide, arg=Load() as element):
-            along = element.buffer.dtype in BYTES or _lies_along(element, product)
-            return Side(element, None, wide, along)
-        case Apply(op=ScalarOp.TF32, args=(Load() as element,)):
-            return Side(element, None, DType.F32, _lies_along(element, product))
-        case Select(condition=c, then=then, otherwise=Const(value=0)):
-            found = _side(then, product)
-            if found is None:
-                return None
-            both = c if found.inside is None else Apply(ScalarOp.AND, (c, found.inside))
-            return replace(found, inside=both)
-    return None
-
-
-def _lies_along(element: Load, product: Product) -> bool:
-    """Whether more neighbours in memory are neighbours in the sum than in the results: the pixels
-    of an image are both."""
-
-    def run(axes: tuple[tuple[str, int], ...]) -> int:
-        return max((n for axis, n in axes if memory_step(element, axis) == 1), default=0)
-
-    return run(product.depth) > run((*product.rows, *product.columns))
-
-
-def _multiplies(left: DType, right: DType, total: DType) -> bool:
-    if left in (*HALVES, DType.F32):
-        return left is right and total is DType.F32
-    return left in BYTES and right in BYTES and total is DType.I32
 
 
 @dataclass
