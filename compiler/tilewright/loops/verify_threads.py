@@ -23,6 +23,7 @@ from typing import NoReturn, Union
 
 from tilewright.errors import VerifyError
 from tilewright.loops.affine import Range, Ranges, linear, simplify_index
+from tilewright.loops.copies import Copies
 from tilewright.loops.facts import Facts, learn, linear_bounds
 from tilewright.loops.ir import (
     Accumulate,
@@ -128,43 +129,6 @@ class _Phase:
     writes: dict[str, Places] = field(default_factory=dict)
     of_one: bool = False  # a single thread does all of it
     copied: dict[str, int] = field(default_factory=dict)  # asynchronously; the stages there are
-
-
-@dataclass
-class _Copies:
-    """Buffers that asynchronous copies go to, and whether all threads know of their arrival."""
-
-    targets: dict[str, int] = field(default_factory=dict)  # the stages of each
-    groups: list[frozenset[str]] = field(default_factory=list)
-    open: frozenset[str] = frozenset()  # copied to since the last group
-    waited: bool = False
-    arrived: bool = False
-
-    def see(self, event: _Event) -> str | None:
-        """The buffer that is read too early, if one is."""
-        match event:
-            case Commit():
-                self.groups.append(self.open)
-                self.open = frozenset()
-            case Wait(pending=pending):
-                self.waited = all(self.is_there(name, pending) for name in self.targets)
-            case Barrier():
-                self.arrived = self.waited
-            case _Phase():
-                early = next((b for b in event.reads if b in self.targets), None)
-                if early and not self.arrived:
-                    return early
-                self.targets |= event.copied
-                self.open |= event.copied.keys()
-                self.waited = self.waited and not event.copied
-        return None
-
-    def is_there(self, name: str, pending: int) -> bool:
-        """Whether the stage that is read has arrived: of one that is copied to once, the group."""
-        if self.targets[name] > 1:
-            return pending <= self.targets[name] - 2
-        later = self.groups[max(0, len(self.groups) - pending) :]
-        return name not in self.open.union(*later)
 
 
 class _Checker:
@@ -288,14 +252,15 @@ class _Checker:
 
     def races(self) -> None:
         seen: list[_Phase] = []
-        copies = _Copies()
+        copies = Copies()
         for phase in _phases(self.kernel.body, axis_ranges(self.kernel.body)):
-            if (early := copies.see(phase)) is not None:
-                self.fail(f"{early} is read before copies to it are waited for")
             if isinstance(phase, Barrier):
                 seen = []
             if not isinstance(phase, _Phase):
+                copies.meet(phase)
                 continue
+            if (early := copies.touch(phase.reads, phase.copied)) is not None:
+                self.fail(f"{early} is read before copies to it are waited for")
             for before in (*seen, *([] if phase.of_one else [phase])):
                 self.compare(before, phase)
             seen.append(phase)
