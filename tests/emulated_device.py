@@ -93,7 +93,7 @@ class EmulatedDevice:
 
     name = "emulator"
     multiprocessors = 1
-    architecture = "sm_90a"
+    architecture, driver = "sm_90a", "none"
 
     def __init__(self, index: int = 0, mixed: bool = False) -> None:
         self.index, self.mixed = index, mixed
@@ -253,7 +253,8 @@ def compile_for(
     model: Any,
     options: tw.Options | None = None,
     cupy: CupyArrays | None = None,
+    tune: float = 0.0,
 ) -> tw.CompiledModel:
     """As `tw.compile(model, target="cuda")`, for this device."""
     settings = options or tw.Options.from_environment()
-    return compile_in(cuda_workshop(settings, Port(device, cupy)), model)
+    return compile_in(cuda_workshop(settings, Port(device, cupy), tune=tune), model)

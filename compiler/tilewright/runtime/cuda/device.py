@@ -79,6 +79,10 @@ class Device(Protocol):
         """What kernels are compiled for: sm_90a."""
 
     @property
+    def driver(self) -> str:
+        """The version of what runs it."""
+
+    @property
     def stream(self) -> int:
         """The current stream of this thread; one of the device's own where none was entered."""
 

@@ -18,7 +18,7 @@ from tilewright.runtime.cuda.device import DeviceMemory, Launches, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.runtime.cuda.launches import DirectLaunches, GraphLaunches, call
 from tilewright.runtime.cuda.pool import MemoryPool
-from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
+from tilewright.runtime.cuda.toolchain import DRIVER, TO_RUN, find_toolchain
 
 STATIC_SHARED_BYTES = 48 << 10  # a kernel that takes more must ask for it
 
@@ -57,6 +57,10 @@ class GpuDevice:
     @property
     def architecture(self) -> str:
         return self.gpu.architecture
+
+    @property
+    def driver(self) -> str:
+        return find_toolchain().part(DRIVER).version
 
     def _enter(self) -> None:
         """Makes the context that of the calling thread, which may be a new one."""

@@ -77,6 +77,7 @@ class OfflineDevice:
         check_architecture(architecture)
         self.architecture = architecture
         self.name = f"{architecture}, which is not here"
+        self.driver = ""
         self._next = itertools.count(1)
 
     def on(self, stream: int) -> AbstractContextManager[object]:

@@ -16,7 +16,7 @@ from tilewright.codegen.cuda import Launch, emit_cuda
 from tilewright.errors import DeviceError, ExecutionError
 from tilewright.fusion.attention import with_attention
 from tilewright.fusion.attention_rows import by_rows
-from tilewright.fusion.decide import Reason
+from tilewright.fusion.decide import Pick, Reason
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline, label
@@ -44,6 +44,7 @@ from tilewright.runtime.levels import CudaLevels
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.results import computed
 from tilewright.runtime.stories import Story, story
+from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
 
@@ -122,8 +123,10 @@ class CudaPlan:
         cache: CudaKernelCache,
         weights: PackedWeights,
         constants: DeviceConstants,
+        choices: Choices | None = None,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
+        self.choices = choices or Choices()
         legal = with_attention(legalize(outputs), by_rows())
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
         program = lay_constants(split_for_grid(copy_results(inline(inputs, kept))))
@@ -133,7 +136,7 @@ class CudaPlan:
         fixed = {*settled, *(t.name for t in legal)}
         halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
         lowered = narrowed(lowered, halves)
-        scheduled = _scheduled(lowered)
+        scheduled = _scheduled(lowered, self.choices.pick)
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
         compiled = cache.load(sources)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
@@ -142,12 +145,12 @@ class CudaPlan:
         self._passed = {t.name: k for k, t in enumerate(inputs)}
         self._lay_out(inputs, lowered, [e for _, _, e in scheduled], compiled, settled)
         self.kernels = [
-            _describe(k, n, *levels, c, partial(_story, n, cache, sources[k]))
+            _describe(k, n, *levels, c, partial(_story, n, cache, sources[k], self.choices))
             for k, (n, levels, c) in enumerate(zip(lowered, scheduled, compiled, strict=True))
         ]
         publish(self.kernels, cache.options)
         how = f"kernels are started {self._launches.how}"
-        self.decisions: tuple[Reason, ...] = (*program.decisions, how)
+        self.decisions: tuple[Reason, ...] = (*program.decisions, *self.choices.notes, how)
         self._lock = threading.Lock()
 
     # -- building
@@ -288,14 +291,14 @@ class CudaPlan:
         return self.arena_bytes + self._words.nbytes
 
 
-def _scheduled(lowered: Sequence[Lowered]) -> list[tuple[Kernel, Kernel, Launch]]:
+def _scheduled(lowered: Sequence[Lowered], pick: Pick) -> list[tuple[Kernel, Kernel, Launch]]:
     """Kernels before and after scheduling, and their sources; those of one structure are made
     once, under the names of the first."""
     made: dict[Hashable, tuple[Kernel, Kernel, Launch]] = {}
     keys = [(n.group.nest is None, structure(n.kernel)) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
-            kernel = verify(choose_cuda_schedule(n))
+            kernel = verify(choose_cuda_schedule(n, pick=pick))
             made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
 
@@ -336,9 +339,10 @@ def _describe(
     )
 
 
-def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource) -> Story:
+def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource, choices: Choices) -> Story:
+    pick = Choices(choices.known).pick
     return story(
-        lambda journal: choose_cuda_schedule(n, journal),
+        lambda journal: choose_cuda_schedule(n, journal, pick),
         cache.origins.get(source, ""),
         cache.key_fields(source),
         cache.store,
