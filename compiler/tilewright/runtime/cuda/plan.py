@@ -36,8 +36,9 @@ from tilewright.runtime.arena import arena
 from tilewright.runtime.cuda.arrays import DeviceArray
 from tilewright.runtime.cuda.cache import CudaKernelCache
 from tilewright.runtime.cuda.constants import DeviceConstants
-from tilewright.runtime.cuda.device import Device, DeviceMemory, Step
-from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
+from tilewright.runtime.cuda.device import Device, DeviceMemory, LibraryStep, Step
+from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource, LibraryCode
+from tilewright.runtime.cuda.libraries import CUBLAS, library_launch, with_library
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.dump import publish
 from tilewright.runtime.levels import CudaLevels
@@ -47,8 +48,10 @@ from tilewright.runtime.stories import Story, story
 from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
+from tilewright.schedule.library import Gemm
 
 WORD = 8  # bytes of a parameter
+FROM_LIBRARY = "a library's own"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class PlannedLaunch(CudaLevels):
     shared_bytes: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    compiled: CompiledKernel = field(repr=False, compare=False)
+    compiled: CompiledKernel | LibraryCode = field(repr=False, compare=False)
     kernel: Kernel = field(repr=False, compare=False)
     lowered: Kernel = field(repr=False, compare=False)
     tensors: tuple[str, ...] = field(repr=False, compare=False)  # what the parameters stand for
@@ -136,16 +139,22 @@ class CudaPlan:
         fixed = {*settled, *(t.name for t in legal)}
         halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
         lowered = narrowed(lowered, halves)
-        scheduled = _scheduled(lowered, self.choices.pick)
+        products, lowered = with_library(lowered, self._device.library, self.choices.pick)
+        scheduled = _scheduled(lowered, products, self.choices.pick)
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
-        compiled = cache.load(sources)
+        ours = iter(cache.load([s for k, s in enumerate(sources) if k not in products]))
+        compiled = [
+            LibraryCode(CUBLAS) if k in products else next(ours) for k in range(len(sources))
+        ]
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
         self._outputs = list(legal)
         self.results = tuple(t.name for t in legal)
         self._passed = {t.name: k for k, t in enumerate(inputs)}
-        self._lay_out(inputs, lowered, [e for _, _, e in scheduled], compiled, settled)
+        self._lay_out(inputs, lowered, [e for _, _, e in scheduled], compiled, settled, products)
         self.kernels = [
             _describe(k, n, *levels, c, partial(_story, n, cache, sources[k], self.choices))
+            if k not in products
+            else _describe(k, n, *levels, c, partial(Story, (), FROM_LIBRARY))
             for k, (n, levels, c) in enumerate(zip(lowered, scheduled, compiled, strict=True))
         ]
         publish(self.kernels, cache.options)
@@ -160,8 +169,9 @@ class CudaPlan:
         inputs: Sequence[Placeholder],
         lowered: Sequence[Lowered],
         launches: Sequence[Launch],
-        compiled: Sequence[CompiledKernel],
+        compiled: Sequence[CompiledKernel | LibraryCode],
         settled: Mapping[str, Constant],
+        products: Mapping[int, Gemm],
     ) -> None:
         self._computed = computed(self._outputs)
         bound = [t.name for t in inputs] + list(self._computed)
@@ -196,10 +206,12 @@ class CudaPlan:
         self._users = [{k for _, k in places[name]} for name in bound]
         self.used = [bool(places[t.name]) for t in inputs]
         self._bound = [0] * len(bound)
-        functions = {id(c): device.load(c) for c in compiled}
+        functions = {id(c): device.load(c) for c in compiled if isinstance(c, CompiledKernel)}
         steps = [
-            Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, self._words[span])
-            for e, c, span in zip(launches, compiled, spans, strict=True)
+            LibraryStep(products[k], self._words[span])
+            if k in products
+            else Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, self._words[span])
+            for k, (e, c, span) in enumerate(zip(launches, compiled, spans, strict=True))
         ]
         self._launches = device.launches(steps)
         self._checked_bytes = WORD * len(steps) if any(e.checks for e in launches) else 0
@@ -291,13 +303,19 @@ class CudaPlan:
         return self.arena_bytes + self._words.nbytes
 
 
-def _scheduled(lowered: Sequence[Lowered], pick: Pick) -> list[tuple[Kernel, Kernel, Launch]]:
+def _scheduled(
+    lowered: Sequence[Lowered], products: Mapping[int, Gemm], pick: Pick
+) -> list[tuple[Kernel, Kernel, Launch]]:
     """Kernels before and after scheduling, and their sources; those of one structure are made
-    once, under the names of the first."""
+    once, under the names of the first. `products` are a library's, as they were lowered."""
     made: dict[Hashable, tuple[Kernel, Kernel, Launch]] = {}
-    keys = [(n.group.nest is None, structure(n.kernel)) for n in lowered]
-    for key, n in zip(keys, lowered, strict=True):
-        if key not in made:
+    keys = [
+        (n.group.nest is None, products.get(k), structure(n.kernel)) for k, n in enumerate(lowered)
+    ]
+    for k, (key, n) in enumerate(zip(keys, lowered, strict=True)):
+        if key not in made and k in products:
+            made[key] = n.kernel, verify(n.kernel), library_launch(products[k])
+        elif key not in made:
             kernel = verify(choose_cuda_schedule(n, pick=pick))
             made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
@@ -315,7 +333,7 @@ def _describe(
     plain: Kernel,
     kernel: Kernel,
     launch: Launch,
-    compiled: CompiledKernel,
+    compiled: CompiledKernel | LibraryCode,
     story_of: Callable[[], Story],
 ) -> PlannedLaunch:
     names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
