@@ -67,12 +67,30 @@ class FakeCublas:
 def install(device: EmulatedDevice) -> FakeCublas:
     """Gives the device a library."""
     fake = FakeCublas(device)
+    device.library = Cublas(_cupy(fake), fake)
+    return fake
 
+
+class Queued(FakeCublas):
+    """The same where work waits in its stream."""
+
+    def gemmStridedBatchedEx(self, handle: int, *given: Any) -> None:
+        run = super().gemmStridedBatchedEx
+        with self.device.on(self.streams[-1]):
+            self.device.later(lambda: run(handle, *given))
+
+    @classmethod
+    def install(cls, emulated: EmulatedDevice, device: Any) -> Queued:
+        """Gives a library to the device whose driver is emulated."""
+        fake = cls(emulated)
+        device.__dict__["library"] = Cublas(_cupy(fake), fake)
+        return fake
+
+
+def _cupy(fake: FakeCublas) -> Any:
     @contextlib.contextmanager
     def stream(number: int) -> Iterator[None]:
         fake.streams.append(number)
         yield
 
-    cupy = SimpleNamespace(cuda=SimpleNamespace(ExternalStream=stream))
-    device.library = Cublas(cupy, fake)
-    return fake
+    return SimpleNamespace(cuda=SimpleNamespace(ExternalStream=stream))
