@@ -189,5 +189,3 @@ def test_products_of_a_library_lie_between_graphs(
         np.testing.assert_allclose(got, cpu.run({"x": x, "w": w})["y"], rtol=1e-4, atol=1e-4)
     assert fake.calls == 6 and fake.streams == [100, 100, 101, 101, 100, 100]
     assert sum(CUBLAS in kernel.source for kernel in ours.kernels) == 2
-    found = ours.profile({"x": x, "w": w}, seconds=0)
-    assert [f.name for f in found] == [kernel.name for kernel in ours.kernels]
