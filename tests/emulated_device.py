@@ -21,7 +21,7 @@ import tilewright as tw
 from ptx import Memory, Module, Program, Statistics, launch
 from tilewright.driver import compile_in, cuda_workshop
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
-from tilewright.runtime.cuda.device import Step
+from tilewright.runtime.cuda.device import Library, LibraryStep, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.runtime.cuda.port import Port
 
@@ -93,7 +93,7 @@ class EmulatedDevice:
 
     name = "emulator"
     multiprocessors = 1
-    architecture = "sm_90a"
+    architecture, driver = "sm_90a", "none"
 
     def __init__(self, index: int = 0, mixed: bool = False) -> None:
         self.index, self.mixed = index, mixed
@@ -102,6 +102,7 @@ class EmulatedDevice:
         self.allocations: dict[int, int] = {}  # bytes by address
         self.started: list[int] = []  # kernels of each start
         self.updates = self.launched = 0
+        self.library: Library | None = None
         self._queues: dict[int, _Queue] = {}
         self._local = threading.local()
         self._lock = threading.RLock()
@@ -206,11 +207,15 @@ class EmulatedDevice:
     def load(self, kernel: CompiledKernel) -> CompiledKernel:
         return kernel
 
-    def launches(self, steps: Sequence[Step]) -> EmulatedLaunches:
+    def launches(self, steps: Sequence[Step | LibraryStep]) -> EmulatedLaunches:
         return EmulatedLaunches(self, steps)
 
-    def launch(self, step: Step, parameters: Sequence[int]) -> int:
-        """The instructions that all threads execute."""
+    def launch(self, step: Step | LibraryStep, parameters: Sequence[int]) -> int:
+        """The instructions that all threads execute; those of a library are not counted."""
+        if isinstance(step, LibraryStep):
+            assert self.library is not None
+            self.library.gemm(step.gemm, list(parameters), self.stream)
+            return 1
         with self._lock:
             self.launched += 1
             self.statistics = launch(
@@ -223,13 +228,13 @@ class EmulatedDevice:
 class EmulatedLaunches:
     """Like a graph: parameters count as they were at the last update."""
 
-    def __init__(self, device: EmulatedDevice, steps: Sequence[Step]) -> None:
+    def __init__(self, device: EmulatedDevice, steps: Sequence[Step | LibraryStep]) -> None:
         self.how = f"by the emulator, {len(steps)} kernels"
         self._device, self._steps = device, list(steps)
         self._parameters = [self._now(s) for s in steps]
 
     @staticmethod
-    def _now(step: Step) -> list[int]:
+    def _now(step: Step | LibraryStep) -> list[int]:
         return [int(v) for v in step.parameters]
 
     def update(self, changed: Sequence[int]) -> None:
@@ -253,7 +258,8 @@ def compile_for(
     model: Any,
     options: tw.Options | None = None,
     cupy: CupyArrays | None = None,
+    tune: float = 0.0,
 ) -> tw.CompiledModel:
     """As `tw.compile(model, target="cuda")`, for this device."""
     settings = options or tw.Options.from_environment()
-    return compile_in(cuda_workshop(settings, Port(device, cupy)), model)
+    return compile_in(cuda_workshop(settings, Port(device, cupy), tune=tune), model)

@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import parser
 
 import tilewright as tw
 from cuda_harness import missing, needs_compiler
 from device_arrays import CupyModule, Tensor
 from emulated_driver import Driver
+from fake_cublas import Queued
 from test_cuda_arrays import MODEL, WANTED, B, X
 from test_cuda_run import CHECKED, free_rank, large, normal
 from tilewright.driver import compile_in, cuda_workshop
+from tilewright.fusion.decide import Point
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
 from tilewright.runtime.cuda.kernel import CompiledKernel
+from tilewright.runtime.cuda.libraries import CUBLAS, LIBRARYS
 from tilewright.runtime.cuda.port import Port
-from tilewright.runtime.cuda.toolchain import BINDINGS, Gpu
+from tilewright.runtime.cuda.toolchain import BINDINGS, Gpu, Part
+from tilewright.schedule.choices import Choices
 
 if missing([BINDINGS]):
     pytest.skip(missing([BINDINGS]), allow_module_level=True)
@@ -35,6 +40,9 @@ class Toolchain:
 
     def require(self, *_: Any) -> Toolchain:
         return self
+
+    def part(self, name: str) -> Part:
+        return Part(name, "CUDA 13.0")
 
 
 @pytest.fixture(params=[True, False], ids=["graphs", "direct"])
@@ -154,3 +162,30 @@ def test_memory_is_that_of_cupy(driver: Driver) -> None:
     ours = compiled(driver, MODEL, device)
     np.testing.assert_allclose(ours.run({"x": X, "b": B})["y"], WANTED["y"])
     assert module.allocated > X.nbytes + B.nbytes and "cuMemAlloc" not in driver.calls
+
+
+PRODUCTS = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[n,24] x, float[24,24] w) => (float[n,24] y) {
+  a = Exp(x) b = MatMul(a, w) c = LogSoftmax(b) d = MatMul(c, w) y = Softmax(d)
+}"""
+
+
+def test_products_of_a_library_lie_between_graphs(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the stream of the call, on the arrays of that call; each part has its own updates."""
+    model = parser.parse_model(PRODUCTS)
+    device, cpu = gpu.GpuDevice(), tw.compile(model, threads=1)
+    fake = Queued.install(driver.device, device)
+
+    def pick(self: Choices, point: Point) -> int:
+        return LIBRARYS if point.kind == "library" else point.default
+
+    monkeypatch.setattr(Choices, "pick", pick)
+    ours, w = compiled(driver, model, device), normal(24, 24, seed=1)
+    for k in range(3):
+        x = normal(19, 24, seed=k)
+        got = ours.run({"x": x, "w": w}, stream=100 + k % 2)["y"]
+        np.testing.assert_allclose(got, cpu.run({"x": x, "w": w})["y"], rtol=1e-4, atol=1e-4)
+    assert fake.calls == 6 and fake.streams == [100, 100, 101, 101, 100, 100]
+    assert sum(CUBLAS in kernel.source for kernel in ours.kernels) == 2

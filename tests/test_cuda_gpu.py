@@ -18,8 +18,10 @@ from test_cuda_node_cases import cases, run_case
 from test_cuda_run import CHECKED, FAMILIES, compare_with_cpu, family_model, free_rank, large
 from tilewright.driver import compile_in, cuda_workshop
 from tilewright.runtime.cuda.device import LEGACY_STREAM
+from tilewright.runtime.cuda.libraries import CUBLAS, LIBRARYS
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.cuda.toolchain import TO_RUN
+from tilewright.schedule.choices import Choices
 
 Array = np.ndarray[Any, Any]
 pytestmark = [
@@ -219,3 +221,43 @@ def test_a_profile_adds_up() -> None:
     found = ours.profile({"x": normal(1, 24)})
     assert len(found) == len(ours.kernels) and all(s.seconds > 0 for s in found)
     assert found.ceilings.bandwidth > 1e11 and found.ceilings.flops > 1e12
+
+
+@pytest.mark.parametrize("kind", ["float", "float16", "bfloat16"])
+def test_products_of_cublas_agree(cupy: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product that may be its is its; equal calls have equal results."""
+    from tilewright.runtime.cuda.gpu import first_gpu  # imports the bindings
+
+    if first_gpu().library is None:
+        pytest.skip("CuPy does not find cuBLAS")
+    text = f"g ({kind}[2,m,96] x, {kind}[2,96,160] w) => ({kind}[2,m,160] y, {kind}[2,m,160] z) "
+    text += "{ y = MatMul(x, w) z = Relu(y) }"
+    onnx = parser.parse_model(HEADER + text)
+    wanted = tw.compile(onnx, threads=1)
+    monkeypatch.setattr(
+        Choices, "pick", lambda self, p: LIBRARYS if p.kind == "library" else p.default
+    )
+    ours = tw.compile(onnx, target="cuda")
+    dtype = {i.name: i.dtype for i in ours._graph.inputs}["x"]
+    assert dtype is not None
+    for m in (1, 33, 128):
+        x, w = (normal(2, *s).astype(dtype.numpy) for s in ((m, 96), (96, 160)))
+        want, one, two = (f.run({"x": x, "w": w}) for f in (wanted, ours, ours))
+        for name in ("y", "z"):
+            np.testing.assert_array_equal(one[name], two[name])
+            a, b = one[name].astype(np.float32), want[name].astype(np.float32)
+            np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2)
+    assert any(CUBLAS in k.source for k in ours.kernels)
+
+
+def test_tuning_keeps_the_results() -> None:
+    text = (
+        "g (float[m,256] x, float[256,192] w) => (float[m,192] y) { p = MatMul(x, w) y = Relu(p) }"
+    )
+    onnx = parser.parse_model(HEADER + text)
+    x, w = normal(300, 256), normal(256, 192, seed=1)
+    tuned = tw.compile(onnx, target="cuda", tune=20)
+    for _ in range(2):
+        np.testing.assert_allclose(
+            tuned.run({"x": x, "w": w})["y"], np.maximum(x @ w, 0), rtol=1e-3, atol=1e-3
+        )

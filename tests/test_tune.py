@@ -25,7 +25,7 @@ from tilewright.ops.common import select
 from tilewright.ops.evaluate import evaluate
 from tilewright.ops.tensor import Placeholder, Tensor, compute, constant, placeholder
 from tilewright.runtime import tune
-from tilewright.runtime.cache import KernelCache, default_cache
+from tilewright.runtime.cache import KernelCache, default_cache, environment_fields
 from tilewright.runtime.plan import Plan, PlannedKernel, build_plan
 from tilewright.runtime.store import StoredObject
 from tilewright.runtime.tune import KeptChoices
@@ -154,7 +154,8 @@ def test_without_a_faster_way_nothing_changes(
     check(model)
     assert len(measured) == rounds, "later calls just run"
     assert not notes(model)
-    assert not KeptChoices(KernelCache(options), 1).known
+    kept = KeptChoices(KernelCache(options).store, {**environment_fields(), "threads": 1})
+    assert not kept.known
 
 
 def test_time_is_bounded_and_shared(options: tw.Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +177,10 @@ def test_a_run_that_fails_is_not_tuned(
     assert not measured
 
 
+def kept_in(cache: KernelCache, threads: int) -> KeptChoices:
+    return KeptChoices(cache.store, {"threads": threads})
+
+
 def damaged(kept: KeptChoices, cache: KernelCache, data: bytes, symbol: str) -> None:
     cache.store.put(kept._key, StoredObject(data, symbol))
 
@@ -186,14 +191,14 @@ def damaged(kept: KeptChoices, cache: KernelCache, data: bytes, symbol: str) -> 
 )
 def test_a_broken_record_is_no_record(options: tw.Options, data: bytes) -> None:
     cache = KernelCache(options)
-    kept = KeptChoices(cache, 1)
+    kept = kept_in(cache, 1)
     kept.add({"key": 3})
-    assert KeptChoices(cache, 1).known == {"key": 3}
-    assert not KeptChoices(cache, 2).known, "other numbers of threads have choices of their own"
+    assert kept_in(cache, 1).known == {"key": 3}
+    assert not kept_in(cache, 2).known, "other numbers of threads have choices of their own"
     damaged(kept, cache, data, tune.KIND)
-    assert not KeptChoices(cache, 1).known
+    assert not kept_in(cache, 1).known
     damaged(kept, cache, b'{"key": 3}', "kernel")
-    assert not KeptChoices(cache, 1).known
+    assert not kept_in(cache, 1).known
     path = cache.store.path(kept._key)
     assert path is not None
     path.write_bytes(b"garbage")
@@ -233,7 +238,7 @@ def test_only_kernels_that_differ_are_compared(
         return [8.0, 100.0] if plan is two else [100.0, 4.0]
 
     monkeypatch.setattr(tune, "measure", seconds)
-    search = tune.Search(lambda choices: two, KeptChoices(cache, 1), [], 60)
+    search = tune.Search(lambda choices: two, kept_in(cache, 1), [], 60)
     assert search._gain(two, other) == 2.0, "sums are in both"
     assert search._gain(two, one) == 1.0, "nothing is new"
 

@@ -27,8 +27,8 @@ from tilewright.graph.support import SupportReport, support_report
 from tilewright.ops.registry import is_defined
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options, available_cores
-from tilewright.runtime.cache import KernelCache
-from tilewright.runtime.cuda.cache import CudaKernelCache
+from tilewright.runtime.cache import KernelCache, environment_fields
+from tilewright.runtime.cuda.cache import CudaKernelCache, device_fields
 from tilewright.runtime.cuda.ceilings import DeviceCeilings
 from tilewright.runtime.cuda.constants import DeviceConstants
 from tilewright.runtime.cuda.plan import CudaPlan
@@ -38,7 +38,7 @@ from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.plan import Plan, build_plan
 from tilewright.runtime.segments import Evaluation, Runner
 from tilewright.runtime.session import Planner, Workshop
-from tilewright.runtime.tune import Allowance, KeptChoices, TunedRunner
+from tilewright.runtime.tune import Allowance, KeptChoices, TunedOnDevice, TunedOnHost
 from tilewright.schedule.choices import Choices
 
 Model = str | os.PathLike[str] | bytes | ModelProto
@@ -100,7 +100,7 @@ def workshop(options: Options, tune: float = 0.0, target: str = "cpu") -> Worksh
         from tilewright.runtime.cuda.gpu import first_gpu
 
         device = first_gpu()
-        return cuda_workshop(options, Port(device, device.cupy))
+        return cuda_workshop(options, Port(device, device.cupy), tune=tune)
     if options.interpret:
         return Workshop(options, planner(options))
     cache = KernelCache(options)
@@ -112,7 +112,8 @@ def planner(options: Options, tune: float = 0.0, cache: KernelCache | None = Non
     if options.interpret:
         return Evaluation
     cache, weights = cache or KernelCache(options), PackedWeights()
-    kept = KeptChoices(cache, options.threads or available_cores())
+    threads = options.threads or available_cores()
+    kept = KeptChoices(cache.store, {**environment_fields(), "threads": threads})
     allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
@@ -120,19 +121,29 @@ def planner(options: Options, tune: float = 0.0, cache: KernelCache | None = Non
             return build_plan(inputs, outputs, options, cache, weights, choices)
 
         if inputs and allowance.left > 0:
-            return TunedRunner(make, kept, allowance)
+            return TunedOnHost(make, kept, allowance)
         return make(Choices(kept.known))
 
     return build
 
 
-def cuda_workshop(options: Options, port: Port, ceilings: DeviceCeilings | None = None) -> Workshop:
+def cuda_workshop(
+    options: Options, port: Port, ceilings: DeviceCeilings | None = None, tune: float = 0.0
+) -> Workshop:
     """The same for a GPU; constants are in its memory once."""
     cache, weights = CudaKernelCache(options), PackedWeights()
     constants = DeviceConstants(port.device)
+    where = {**device_fields(port.device), "tf32": options.tf32}
+    kept = KeptChoices(cache.store, where)
+    allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
-        return CudaPlan(inputs, outputs, port, cache, weights, constants)
+        def make(choices: Choices) -> CudaPlan:
+            return CudaPlan(inputs, outputs, port, cache, weights, constants, choices)
+
+        if inputs and allowance.left > 0:
+            return TunedOnDevice(make, kept, allowance)
+        return make(Choices(kept.known))
 
     measured = ceilings or DeviceCeilings(port.device, cache)
     return Workshop(options, build, port, measured, cache.stats)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tilewright.explore.screen import Screen
 from tilewright.options import Options, available_cores
+from tilewright.runtime.cuda.cupy_arrays import CupyArrays
 from tilewright.runtime.cuda.toolchain import (
     DISASSEMBLER,
     TO_COMPILE,
@@ -121,6 +122,7 @@ def _cuda(toolchain: Toolchain, options: Options) -> dict[str, str]:
     for name, package in (("toolkit", "cuda-toolkit"), ("cupy", "cupy-cuda13x")):
         with suppress(PackageNotFoundError):
             found[name] = version(package)
+    found["cublas"] = _cublas(toolchain)
     for number, gpu in enumerate(toolchain.gpus):
         major, minor = gpu.capability
         memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
@@ -132,6 +134,15 @@ def _cuda(toolchain: Toolchain, options: Options) -> dict[str, str]:
         "compiles": f"yes, also for other GPUs: {AHEAD}" if compiles else "no, see what is missing",
         "float32": "products on tensor cores, as TF32" if options.tf32 else "exact, on FMA units",
     } | found
+
+
+def _cublas(toolchain: Toolchain) -> str:
+    """The library that tuning may choose for products: it comes with CuPy's."""
+    if not toolchain.has(TO_RUN):
+        return "not asked for: no GPU can be used"
+    cupy = CupyArrays.find()
+    library = cupy.cublas() if cupy else None
+    return f"{library.version}, by CuPy" if library else "CuPy does not find it"
 
 
 def _missing(toolchain: Toolchain) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Point:
     """A decision of one kind: which of some numbers, and which one the cost model takes.
 
     `structure` gives what else it depends on, names of models and tensors never; equal ones are
-    decided alike. `work` is roughly the number of operations at stake.
+    decided alike. `work` is roughly the number of operations at stake, and `names` is what reports
+    call the options where numbers say nothing.
     """
 
     kind: str
@@ -40,6 +41,11 @@ class Point:
     options: tuple[int, ...]
     default: int
     work: float
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def name(self, option: int) -> str:
+        """What reports call it."""
+        return self.names.get(option, str(option))
 
 
 Pick = Callable[[Point], int]

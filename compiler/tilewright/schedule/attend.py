@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
+from tilewright.fusion.decide import Pick, by_cost_model
 from tilewright.loops.verify_threads import WARP
+from tilewright.schedule.alternatives import vary
 from tilewright.schedule.attention import GROUP, RowAttention, find_attention
 from tilewright.schedule.attention_keys import AttentionKeys
 from tilewright.schedule.attention_mma import AttentionMma
@@ -20,6 +22,7 @@ ROWS = (64, 32, 16)
 KEYS = (64, 32, 16)
 WIDTHS = (16, 8)  # threads to a row
 SHARED_BYTES = 100 << 10  # of a block, so that two fit a multiprocessor
+MEASURED = 6  # tiles among which measurements choose
 REGISTERS = 104  # for the scores and sums of a thread
 MMA_ROWS = ((128, 32), (128, 16), (64, 32), (64, 16), (32, 16), (16, 16))  # of a block, a warp
 MMA_SUMS = 160  # scores and sums of a thread, of its 255 registers
@@ -39,7 +42,7 @@ PRODUCT = 0.25  # cycles of a warp's products
 READ = 3.0  # cycles of a warp's read of a group from shared memory
 
 
-def attend(builder: Builder) -> bool:
+def attend(builder: Builder, pick: Pick = by_cost_model) -> bool:
     """The schedule that suits the attention of a kernel, if it is one."""
     found = find_attention(builder.kernel)
     if found is None:
@@ -48,7 +51,11 @@ def attend(builder: Builder) -> bool:
         return builder.attempt(choose_teams(found))
     if found.half is not None and builder.attempt_if_shown(choose_mma(found)):
         return True
-    return builder.attempt(choose_tile(found))
+    before, tile = builder.kernel, choose_tile(found)
+    if not builder.attempt(tile):
+        return False
+    vary(builder, before, "attention", tile, _candidates(found)[:MEASURED], pick)
+    return True
 
 
 def choose_teams(a: RowAttention) -> AttentionKeys:
@@ -61,10 +68,15 @@ def choose_teams(a: RowAttention) -> AttentionKeys:
 
 def choose_tile(a: RowAttention) -> AttentionTile:
     """The tile whose blocks are done first."""
+    return _candidates(a)[0]
+
+
+def _candidates(a: RowAttention) -> list[AttentionTile]:
+    """Tiles that fit a multiprocessor, the promising first; at least one."""
     tiles = [AttentionTile(r, k, w) for r in ROWS for k in KEYS for w in WIDTHS]
     tiles = [t for t in tiles if t.rows % t.teams == 0]
     fitting = [t for t in tiles if _fits(t, a)]
-    return min(fitting or tiles[-1:], key=lambda t: _cycles(t, a))
+    return sorted(fitting or tiles[-1:], key=lambda t: _cycles(t, a))
 
 
 def _fits(t: AttentionTile, a: RowAttention) -> bool:

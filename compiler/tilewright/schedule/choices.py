@@ -26,7 +26,8 @@ class Decision:
 
     def __str__(self) -> str:
         """One line for reports."""
-        return f"{self.point.kind} {self.value} as measured, not {self.point.default}"
+        taken, usual = self.point.name(self.value), self.point.name(self.point.default)
+        return f"{self.point.kind} {taken} as measured, not {usual}"
 
 
 class Choices:

@@ -8,11 +8,13 @@ from math import prod
 from typing import TypeVar
 
 from tilewright.dtypes import DType
+from tilewright.fusion.decide import Pick, by_cost_model
 from tilewright.fusion.lower import Lowered
 from tilewright.loops.affine import Linear
 from tilewright.loops.ir import Accumulate, For, Kernel, Load, Store, walk
 from tilewright.loops.locate import allocations, axis_ranges, offset, outer_loops
 from tilewright.loops.verify_threads import WARP
+from tilewright.schedule.alternatives import vary
 from tilewright.schedule.attend import attend
 from tilewright.schedule.block_tiles import BlockTile, Product, find_product
 from tilewright.schedule.builder import Builder
@@ -58,6 +60,7 @@ often otherwise, and a warp rounds to TF32 what it multiplies, once for each pro
 BYTE_DEPTHS, TF32_DEPTHS = (128, 64, 32), (32, 16)
 """The first ones are lines of 128 bytes: a quarter of a warp copies one and meets no bank twice."""
 LITTLE = 8  # a sum that is longer by an eighth is not much longer
+STAGES = (2, 3, 4)  # of copies ahead, as far as measurements choose
 MIN_COLUMNS = 16
 MIN_ROWS = 8
 MIN_DEPTH = 8
@@ -73,6 +76,8 @@ MANY = 1 << 16  # threads with a sum each that read memory fast enough without h
 SHORT = 8  # elements of a sum that one thread adds up as fast as several
 WAVE = 1 << 18  # threads that a machine runs at a time: more have several vectors each
 IN_FLIGHT = 4  # vectors that a thread reads before it writes
+ELEMENT_THREADS, ELEMENT_COUNTS = (128, 256, 512), (1, 2, 4)  # as far as measurements choose
+MOST_IN_FLIGHT = 8  # the same
 REGISTERS = 64  # that a thread keeps of a row
 SIDE = 64  # elements along a side of a tile that is turned
 MIN_SIDE = 8  # written side by side, where turning tiles pays
@@ -80,20 +85,24 @@ MIN_TILE = 1 << 10  # elements below which the first-level cache turns them
 
 
 def choose_cuda_schedule(
-    lowered: Lowered, tf32: bool = False, journal: Journal | None = None
+    lowered: Lowered,
+    tf32: bool = False,
+    journal: Journal | None = None,
+    pick: Pick = by_cost_model,
 ) -> Kernel:
     """The kernel with a schedule that suits its kind; `tf32` lets products of float32 round their
-    factors for tensor cores. A journal takes down what was tried."""
+    factors for tensor cores. A journal takes down what was tried, and `pick` decides where there
+    are several good ways."""
     builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None:
-        if not attend(builder):
+        if not attend(builder, pick):
             _share_tasks(builder)
         return builder.kernel
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
-        _map(builder)
-    elif not _multiply(builder, tf32) and not _cooperate(builder) and not _columns(builder):
-        _by_results(builder)
+        _map(builder, pick)
+    elif not (_multiply(builder, tf32, pick) or _cooperate(builder, pick) or _columns(builder)):
+        _by_results(builder, pick)
     return builder.kernel
 
 
@@ -106,7 +115,7 @@ def _share_tasks(builder: Builder) -> None:
         builder.attempt(TaskBlocks(threads))
 
 
-def _multiply(builder: Builder, tf32: bool) -> bool:
+def _multiply(builder: Builder, tf32: bool, pick: Pick) -> bool:
     product = find_product(builder.kernel)
     if product is None:
         return False
@@ -121,12 +130,22 @@ def _multiply(builder: Builder, tf32: bool) -> bool:
     wide = _fitting(WIDE_TILES, rows, columns, batch)
     if tf32 and _multiply_rounded(builder, _deep(wide, TF32_DEPTHS, depth)):
         return True
-    tiles = [_fitting(MMA_TILES, rows, columns, batch)]
-    if product.total.dtype is DType.I32:
-        tiles = _deep(wide, BYTE_DEPTHS, depth)
-    if any(map(builder.attempt_if_shown, tiles)):
+    of_bytes = product.total.dtype is DType.I32
+    tiles = (
+        _deep(wide, BYTE_DEPTHS, depth) if of_bytes else [_fitting(MMA_TILES, rows, columns, batch)]
+    )
+    before = builder.kernel
+    mma = next((t for t in tiles if builder.attempt_if_shown(t)), None)
+    if mma is not None:
+        sizes = WIDE_TILES if of_bytes else MMA_TILES
+        others = [replace(t, depth=mma.depth, stages=n) for t in sizes for n in STAGES]
+        vary(builder, before, "tile", mma, others, pick)
         return True
-    return builder.attempt(_fitting(TILES, rows, columns, batch))
+    tile = _fitting(TILES, rows, columns, batch)
+    if not builder.attempt(tile):
+        return False
+    vary(builder, before, "tile", tile, TILES, pick)
+    return True
 
 
 def _thin(builder: Builder, product: Product) -> bool:
@@ -169,14 +188,14 @@ def _fitting(tiles: Sequence[T], rows: int, columns: int, batch: int) -> T:
 # -- sums
 
 
-def _cooperate(builder: Builder, anyway: bool = False) -> bool:
+def _cooperate(builder: Builder, pick: Pick, anyway: bool = False) -> bool:
     """Threads share rows whose elements lie side by side, or any."""
     length = _row_length(builder.kernel)
     if not anyway and not _lies_along_rows(builder.kernel, length):
         return False
     before, lanes = builder.kernel, _lanes(builder.kernel)
     builder.attempt(ReadOnce(ROW_THREADS[-1] * TEAM_STEPS * lanes))
-    rows = prod(map(builder.extent, builder.axes))
+    rows, plain = prod(map(builder.extent, builder.axes)), builder.kernel
     for vector in (lanes, 1) if lanes > 1 else (1,):
         width = next((w for w in (1, 2, 4, 8, 16) if length <= w * vector), WARP)
         fits = length <= WARP * vector * (TEAM_STEPS if rows * WARP >= SPREAD else 1)
@@ -185,7 +204,10 @@ def _cooperate(builder: Builder, anyway: bool = False) -> bool:
         steps = STEPS if rows >= BLOCKS else 1
         enough = (t for t in ROW_THREADS if t * vector * steps >= length)
         threads = next(enough, ROW_THREADS[-1])
-        if builder.attempt_if_shown(Cooperate(threads, threads, vector)):
+        usual = Cooperate(threads, threads, vector)
+        if builder.attempt_if_shown(usual):
+            others = [Cooperate(t, t, vector) for t in ROW_THREADS if t * vector <= 2 * length]
+            vary(builder, plain, "row", usual, others, pick)
             return True
     builder.kernel = before
     return False
@@ -276,11 +298,11 @@ def _lanes_along(builder: Builder) -> int:
     return lanes if builder.extent(axes[-1]) % lanes == 0 else 1
 
 
-def _by_results(builder: Builder) -> None:
+def _by_results(builder: Builder, pick: Pick) -> None:
     """Each thread has a result, or some that lie side by side as their operands do; threads share
     the work for them where there are too few of them."""
     rows, length = prod(map(builder.extent, builder.axes)), _row_length(builder.kernel)
-    if rows * MIN_ROW < SPREAD and length >= MIN_ROW and _cooperate(builder, anyway=True):
+    if rows * MIN_ROW < SPREAD and length >= MIN_ROW and _cooperate(builder, pick, anyway=True):
         return
     builder.merge_all()
     kept = _kept_elements(builder)
@@ -339,13 +361,13 @@ def _bits(dtype: DType) -> int:
 # -- maps
 
 
-def _map(builder: Builder) -> None:
+def _map(builder: Builder, pick: Pick) -> None:
     builder.merge_all()
-    if not _transpose(builder) and not _elements(builder):
+    if not _transpose(builder) and not _elements(builder, pick):
         builder.bind(builder.axes)
 
 
-def _elements(builder: Builder) -> bool:
+def _elements(builder: Builder, pick: Pick) -> bool:
     """Threads with neighbouring vectors, several where there are many."""
     total, lanes = prod(map(builder.extent, builder.axes)), _lanes(builder.kernel)
     while lanes > 1 and total < lanes * SPREAD:
@@ -355,7 +377,11 @@ def _elements(builder: Builder) -> bool:
         loads = len({x for x in walk(builder.kernel.body) if isinstance(x, Load)})
         count = max(1, min(IN_FLIGHT // max(loads, 1), groups // WAVE))
         threads = next((t for t in (256, 128) if groups >= t * BLOCKS), 64)
-        if builder.attempt_if_shown(Elements(threads, n, 1 << count.bit_length() - 1)):
+        before, usual = builder.kernel, Elements(threads, n, 1 << count.bit_length() - 1)
+        if builder.attempt_if_shown(usual):
+            counts = (k for k in ELEMENT_COUNTS if k * loads <= MOST_IN_FLIGHT)
+            others = [Elements(t, n, k) for k in counts for t in ELEMENT_THREADS]
+            vary(builder, before, "elements", usual, others, pick)
             return True
     return False
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import COMPILED, DISK, CacheStats, kernels_fingerprint
+from tilewright.runtime.cuda.device import Device
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.runtime.cuda.toolchain import TO_COMPILE, find_toolchain, library_version
 from tilewright.runtime.progress import Progress, default_progress
@@ -59,6 +60,12 @@ def environment_fields() -> dict[str, str]:
         "python": ".".join(map(str, sys.version_info[:3])),
         **libraries,
     }
+
+
+def device_fields(device: Device) -> dict[str, str]:
+    """Everything but the kernel that decides how long it takes on a device, by name."""
+    where = {"device": device.name, "architecture": device.architecture, "driver": device.driver}
+    return {**environment_fields(), **where}
 
 
 class CudaKernelCache:

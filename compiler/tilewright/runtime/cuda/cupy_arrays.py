@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from tilewright.runtime.cuda.arrays import DeviceArray
+from tilewright.runtime.cuda.cublas import Cublas
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class CupyArrays:
         with self._cupy.cuda.ExternalStream(stream):
             pointer = self._cupy.cuda.alloc(nbytes)
         return CupyMemory(int(pointer.ptr), pointer)
+
+    def cublas(self) -> Cublas | None:
+        """NVIDIA's library for products, if CuPy finds it."""
+        return Cublas.find(self._cupy)
 
     def wrap(self, array: DeviceArray) -> Any:
         """The array as one of CuPy's; as it is, if CuPy lacks the element type."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tilewright.runtime.cuda.kernel import CompiledKernel
+from tilewright.schedule.library import Gemm
 
 LEGACY_STREAM = 1  # the stream that waits for all others but those that opted out
 VECTOR_BYTES = 16  # kernels read and write this much at once: arrays begin at a multiple
@@ -36,6 +37,26 @@ class Step:
     threads: int
     shared_bytes: int
     parameters: np.ndarray
+
+
+@dataclass(frozen=True)
+class LibraryStep:
+    """One product by a library; `parameters` are the addresses of its matrices, as `gemm` numbers
+    them."""
+
+    gemm: Gemm
+    parameters: np.ndarray
+
+
+class Library(Protocol):
+    """What computes products of matrices beside our kernels."""
+
+    @property
+    def version(self) -> str:
+        """The library's own."""
+
+    def gemm(self, gemm: Gemm, words: list[int], stream: int) -> None:
+        """Puts a product into a stream; DeviceError if it cannot be had."""
 
 
 class Launches(Protocol):
@@ -79,6 +100,14 @@ class Device(Protocol):
         """What kernels are compiled for: sm_90a."""
 
     @property
+    def library(self) -> Library | None:
+        """What may compute products in place of kernels, if it is there."""
+
+    @property
+    def driver(self) -> str:
+        """The version of what runs it."""
+
+    @property
     def stream(self) -> int:
         """The current stream of this thread; one of the device's own where none was entered."""
 
@@ -118,5 +147,5 @@ class Device(Protocol):
     def load(self, kernel: CompiledKernel) -> Any:
         """The kernel, ready to be launched."""
 
-    def launches(self, steps: Sequence[Step]) -> Launches:
+    def launches(self, steps: Sequence[Step | LibraryStep]) -> Launches:
         """These kernels as something to start."""

@@ -6,7 +6,8 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,17 @@ from cuda.bindings import driver
 
 from tilewright.errors import DeviceError
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
-from tilewright.runtime.cuda.device import DeviceMemory, Launches, Step
+from tilewright.runtime.cuda.device import DeviceMemory, Launches, Library, LibraryStep, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
-from tilewright.runtime.cuda.launches import DirectLaunches, GraphLaunches, call
+from tilewright.runtime.cuda.launches import (
+    DirectLaunches,
+    GraphLaunches,
+    LaunchesInTurn,
+    LibraryLaunch,
+    call,
+)
 from tilewright.runtime.cuda.pool import MemoryPool
-from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
+from tilewright.runtime.cuda.toolchain import DRIVER, TO_RUN, find_toolchain
 
 STATIC_SHARED_BYTES = 48 << 10  # a kernel that takes more must ask for it
 
@@ -57,6 +64,15 @@ class GpuDevice:
     @property
     def architecture(self) -> str:
         return self.gpu.architecture
+
+    @property
+    def driver(self) -> str:
+        return find_toolchain().part(DRIVER).version
+
+    @cached_property
+    def library(self) -> Library | None:
+        self._enter()
+        return self.cupy.cublas() if self.cupy is not None else None
 
     def _enter(self) -> None:
         """Makes the context that of the calling thread, which may be a new one."""
@@ -151,8 +167,19 @@ class GpuDevice:
             self._functions[kernel.entry] = function
         return self._functions[kernel.entry]
 
-    def launches(self, steps: Sequence[Step]) -> Launches:
-        """One CUDA graph, if there is more than one kernel and the driver makes one."""
+    def launches(self, steps: Sequence[Step | LibraryStep]) -> Launches:
+        """One CUDA graph, if there is more than one kernel and the driver makes one; several with
+        the products of a library between them."""
+        parts: list[tuple[Launches, int]] = []
+        for of_library, some in groupby(steps, lambda s: isinstance(s, LibraryStep)):
+            if of_library:
+                parts += [(LibraryLaunch(s, self), 1) for s in some if isinstance(s, LibraryStep)]
+            else:
+                kernels = [s for s in some if isinstance(s, Step)]
+                parts.append((self._kernels(kernels), len(kernels)))
+        return parts[0][0] if len(parts) == 1 else LaunchesInTurn(parts)
+
+    def _kernels(self, steps: Sequence[Step]) -> Launches:
         self._enter()
         for step in steps:
             if step.shared_bytes > STATIC_SHARED_BYTES:

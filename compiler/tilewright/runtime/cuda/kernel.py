@@ -56,6 +56,19 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class LibraryCode:
+    """Stands for machine code that is a library's."""
+
+    entry: str
+    ptx: str = "// the library's own, which it does not show\n"
+    usage: Usage = Usage(0, 0, 0, 0)
+
+    def sass(self) -> str:
+        """Says that there is none to show."""
+        return self.ptx
+
+
+@dataclass(frozen=True)
 class CompiledKernel:
     """Machine code for one architecture: `entry` is the function to launch."""
 

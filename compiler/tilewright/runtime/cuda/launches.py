@@ -6,15 +6,16 @@ Importing this module imports the driver's bindings.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
 
 from tilewright.errors import DeviceError
-from tilewright.runtime.cuda.device import Device, Step
+from tilewright.runtime.cuda.device import Device, Launches, LibraryStep, Step
 
 WORD = 8
 MILLI = 1e-3
@@ -89,6 +90,54 @@ class GraphLaunches:
         return timed(self._packed, self._device)
 
 
+class LibraryLaunch:
+    """A product by the device's library, which reads the addresses when it is started."""
+
+    def __init__(self, step: LibraryStep, device: Device) -> None:
+        self.how = "by the library"
+        self._step, self._device = step, device
+
+    def update(self, changed: Sequence[int]) -> None:
+        """Nothing to do."""
+
+    def start(self) -> None:
+        library = self._device.library
+        assert library is not None
+        words = [int(w) for w in self._step.parameters]
+        library.gemm(self._step.gemm, words, self._device.stream)
+
+    def timed(self) -> list[float]:
+        return between([self.start], self._device)
+
+
+class LaunchesInTurn:
+    """Parts of a plan that are started in different ways, one after the other in one stream.
+
+    Products of a library stay outside of graphs: what it takes from the driver during a capture
+    (memory to work in) would belong to the graph, and new addresses would need a new one.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Launches, int]]) -> None:
+        self._parts = [p for p, _ in parts]
+        self._ends = list(accumulate(n for _, n in parts))
+        self.how = ", then ".join(p.how for p in self._parts)
+
+    def update(self, changed: Sequence[int]) -> None:
+        start = 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            own = [k - start for k in changed if start <= k < end]
+            if own:
+                part.update(own)
+            start = end
+
+    def start(self) -> None:
+        for part in self._parts:
+            part.start()
+
+    def timed(self) -> list[float]:
+        return [seconds for part in self._parts for seconds in part.timed()]
+
+
 class _Packed:
     """A launch with everything in the form that the driver reads."""
 
@@ -109,13 +158,18 @@ class _Packed:
 
 
 def timed(packed: Sequence[_Packed], device: Device) -> list[float]:
-    """Launches the kernels between events; the seconds from each to the next."""
+    """Launches the kernels one by one; the seconds of each."""
+    return between([partial(p.launch, device.stream) for p in packed], device)
+
+
+def between(starts: Sequence[Callable[[], None]], device: Device) -> list[float]:
+    """Starts work between events; the seconds from each to the next."""
     flags = driver.CUevent_flags.CU_EVENT_DEFAULT
-    events = [call(driver.cuEventCreate, flags) for _ in range(len(packed) + 1)]
+    events = [call(driver.cuEventCreate, flags) for _ in range(len(starts) + 1)]
     try:
         call(driver.cuEventRecord, events[0], device.stream)
-        for one, event in zip(packed, events[1:], strict=True):
-            one.launch(device.stream)
+        for start, event in zip(starts, events[1:], strict=True):
+            start()
             call(driver.cuEventRecord, event, device.stream)
         call(driver.cuEventSynchronize, events[-1])
         pairs = pairwise(events)

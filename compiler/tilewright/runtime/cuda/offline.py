@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tilewright.errors import DeviceError
-from tilewright.runtime.cuda.device import Step
+from tilewright.runtime.cuda.device import LibraryStep, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.runtime.cuda.toolchain import (
     TO_COMPILE,
@@ -77,6 +77,8 @@ class OfflineDevice:
         check_architecture(architecture)
         self.architecture = architecture
         self.name = f"{architecture}, which is not here"
+        self.driver = ""
+        self.library = None
         self._next = itertools.count(1)
 
     def on(self, stream: int) -> AbstractContextManager[object]:
@@ -116,7 +118,7 @@ class OfflineDevice:
     def load(self, kernel: CompiledKernel) -> CompiledKernel:
         return kernel
 
-    def launches(self, steps: Sequence[Step]) -> OfflineLaunches:
+    def launches(self, steps: Sequence[Step | LibraryStep]) -> OfflineLaunches:
         return OfflineLaunches(self.architecture, len(steps))
 
 

@@ -17,7 +17,7 @@ from tilewright.errors import DeviceError, ExecutionError
 from tilewright.fusion.attention import with_attention
 from tilewright.fusion.attention_rows import by_rows
 from tilewright.fusion.byte_lines import sums_of_bytes
-from tilewright.fusion.decide import Reason
+from tilewright.fusion.decide import Pick, Reason
 from tilewright.fusion.grid_sums import split_for_grid
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.hoist import hoist
@@ -38,19 +38,23 @@ from tilewright.runtime.arena import arena
 from tilewright.runtime.cuda.arrays import DeviceArray
 from tilewright.runtime.cuda.cache import CudaKernelCache
 from tilewright.runtime.cuda.constants import DeviceConstants
-from tilewright.runtime.cuda.device import Device, DeviceMemory, Step
-from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
+from tilewright.runtime.cuda.device import Device, DeviceMemory, LibraryStep, Step
+from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource, LibraryCode
+from tilewright.runtime.cuda.libraries import CUBLAS, library_launch, with_library
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.dump import publish
 from tilewright.runtime.levels import CudaLevels
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.results import computed
 from tilewright.runtime.stories import Story, story
+from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
+from tilewright.schedule.library import Gemm
 
 WORD = 8  # bytes of a parameter
 TF32 = "products of float32 are of factors rounded to TF32 wherever they run on tensor cores"
+FROM_LIBRARY = "a library's own"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class PlannedLaunch(CudaLevels):
     shared_bytes: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    compiled: CompiledKernel = field(repr=False, compare=False)
+    compiled: CompiledKernel | LibraryCode = field(repr=False, compare=False)
     kernel: Kernel = field(repr=False, compare=False)
     lowered: Kernel = field(repr=False, compare=False)
     tensors: tuple[str, ...] = field(repr=False, compare=False)  # what the parameters stand for
@@ -125,8 +129,10 @@ class CudaPlan:
         cache: CudaKernelCache,
         weights: PackedWeights,
         constants: DeviceConstants,
+        choices: Choices | None = None,
     ) -> None:
         self._port, self._device, self._constants = port, port.device, constants
+        self.choices = choices or Choices()
         summed = sums_of_bytes(legalize(outputs), weights)
         legal = with_attention(summed, by_rows(computed_halves(outputs)))
         kept = [t for t in legal if not isinstance(t, (Placeholder, Constant))]
@@ -138,22 +144,29 @@ class CudaPlan:
         fixed = {*settled, *(t.name for t in legal)}
         halves = {n: d for n, d in half_values(outputs).items() if n not in fixed}
         lowered = narrowed(lowered, halves)
-        scheduled = _scheduled(lowered, cache.options.tf32)
+        pick, tf32 = self.choices.pick, cache.options.tf32
+        products, lowered = with_library(lowered, self._device.library, pick)
+        scheduled = _scheduled(lowered, products, tf32, pick)
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
-        compiled = cache.load(sources)
+        ours = iter(cache.load([s for k, s in enumerate(sources) if k not in products]))
+        compiled = [
+            LibraryCode(CUBLAS) if k in products else next(ours) for k in range(len(sources))
+        ]
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
         self._outputs = list(legal)
         self.results = tuple(t.name for t in legal)
         self._passed = {t.name: k for k, t in enumerate(inputs)}
-        self._lay_out(inputs, lowered, [e for _, _, e in scheduled], compiled, settled)
+        self._lay_out(inputs, lowered, [e for _, _, e in scheduled], compiled, settled, products)
         self.kernels = [
-            _describe(k, n, *levels, c, partial(_story, n, cache, sources[k]))
+            _describe(k, n, *levels, c, partial(_story, n, cache, sources[k], self.choices))
+            if k not in products
+            else _describe(k, n, *levels, c, partial(Story, (), FROM_LIBRARY))
             for k, (n, levels, c) in enumerate(zip(lowered, scheduled, compiled, strict=True))
         ]
         publish(self.kernels, cache.options)
         how = f"kernels are started {self._launches.how}"
-        rounded = [TF32] if cache.options.tf32 else []
-        self.decisions: tuple[Reason, ...] = (*program.decisions, *rounded, how)
+        told = [*self.choices.notes, *([TF32] if tf32 else []), how]
+        self.decisions: tuple[Reason, ...] = (*program.decisions, *told)
         self._lock = threading.Lock()
 
     # -- building
@@ -163,8 +176,9 @@ class CudaPlan:
         inputs: Sequence[Placeholder],
         lowered: Sequence[Lowered],
         launches: Sequence[Launch],
-        compiled: Sequence[CompiledKernel],
+        compiled: Sequence[CompiledKernel | LibraryCode],
         settled: Mapping[str, Constant],
+        products: Mapping[int, Gemm],
     ) -> None:
         self._computed = computed(self._outputs)
         bound = [t.name for t in inputs] + list(self._computed)
@@ -199,10 +213,12 @@ class CudaPlan:
         self._users = [{k for _, k in places[name]} for name in bound]
         self.used = [bool(places[t.name]) for t in inputs]
         self._bound = [0] * len(bound)
-        functions = {id(c): device.load(c) for c in compiled}
+        functions = {id(c): device.load(c) for c in compiled if isinstance(c, CompiledKernel)}
         steps = [
-            Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, self._words[span])
-            for e, c, span in zip(launches, compiled, spans, strict=True)
+            LibraryStep(products[k], self._words[span])
+            if k in products
+            else Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, self._words[span])
+            for k, (e, c, span) in enumerate(zip(launches, compiled, spans, strict=True))
         ]
         self._launches = device.launches(steps)
         self._checked_bytes = WORD * len(steps) if any(e.checks for e in launches) else 0
@@ -294,14 +310,20 @@ class CudaPlan:
         return self.arena_bytes + self._words.nbytes
 
 
-def _scheduled(lowered: Sequence[Lowered], tf32: bool) -> list[tuple[Kernel, Kernel, Launch]]:
+def _scheduled(
+    lowered: Sequence[Lowered], products: Mapping[int, Gemm], tf32: bool, pick: Pick
+) -> list[tuple[Kernel, Kernel, Launch]]:
     """Kernels before and after scheduling, and their sources; those of one structure are made
-    once, under the names of the first."""
+    once, under the names of the first. `products` are a library's, as they were lowered."""
     made: dict[Hashable, tuple[Kernel, Kernel, Launch]] = {}
-    keys = [(n.group.nest is None, structure(n.kernel)) for n in lowered]
-    for key, n in zip(keys, lowered, strict=True):
-        if key not in made:
-            kernel = verify(choose_cuda_schedule(n, tf32))
+    keys = [
+        (n.group.nest is None, products.get(k), structure(n.kernel)) for k, n in enumerate(lowered)
+    ]
+    for k, (key, n) in enumerate(zip(keys, lowered, strict=True)):
+        if key not in made and k in products:
+            made[key] = n.kernel, verify(n.kernel), library_launch(products[k])
+        elif key not in made:
+            kernel = verify(choose_cuda_schedule(n, tf32, pick=pick))
             made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
 
@@ -318,7 +340,7 @@ def _describe(
     plain: Kernel,
     kernel: Kernel,
     launch: Launch,
-    compiled: CompiledKernel,
+    compiled: CompiledKernel | LibraryCode,
     story_of: Callable[[], Story],
 ) -> PlannedLaunch:
     names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
@@ -342,9 +364,10 @@ def _describe(
     )
 
 
-def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource) -> Story:
+def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource, choices: Choices) -> Story:
+    pick = Choices(choices.known).pick
     return story(
-        lambda journal: choose_cuda_schedule(n, cache.options.tf32, journal),
+        lambda journal: choose_cuda_schedule(n, cache.options.tf32, journal, pick),
         cache.origins.get(source, ""),
         cache.key_fields(source),
         cache.store,
