@@ -53,6 +53,8 @@ color-mix(in srgb,var(--tw-cost) 45%,transparent) var(--s),transparent var(--s))
 .tw pre.tw-code{margin:0;padding:8px 10px;background:var(--tw-soft);color:var(--tw-fg);
 border:0;border-radius:6px;overflow:auto;max-height:560px;white-space:pre;tab-size:4;
 font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.tw pre.tw-code code{background:transparent;color:inherit;font:inherit;padding:0;border:0;
+white-space:pre}
 .tw pre.tw-code span.h{display:block;background:var(--tw-mark);margin:0 -10px;padding:0 10px 0 7px;
 border-left:3px solid var(--tw-markline)}
 .tw pre.tw-text{margin:0;background:transparent;color:var(--tw-fg);border:0;padding:0;

@@ -89,7 +89,7 @@ def timeline(
     end = max([end, *(e.end for e in events)])  # work on a GPU is laid out from its start
     tracks = {caller: THREADS}
     found = [Slice(CALL, "call", "call", 0, end - begin)]
-    for e in sorted(events, key=lambda e: (e.start, -e.end)):
+    for e in events:
         step = steps[e.key]
         kind = "host" if e.tasks is None else "kernel"
         found.append(Slice(CALL, names[step], kind, e.start - begin, e.end - begin, step))
