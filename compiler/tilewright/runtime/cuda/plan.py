@@ -43,6 +43,7 @@ from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource, Library
 from tilewright.runtime.cuda.libraries import CUBLAS, library_launch, with_library
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.dump import publish
+from tilewright.runtime.edits import Editable
 from tilewright.runtime.levels import CudaLevels
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.results import computed
@@ -58,7 +59,7 @@ FROM_LIBRARY = "a library's own"
 
 
 @dataclass(frozen=True)
-class PlannedLaunch(CudaLevels):
+class PlannedLaunch(CudaLevels, Editable):
     """One kernel of a plan on a GPU. Every level of it can be asked for."""
 
     name: str
