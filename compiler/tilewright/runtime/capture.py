@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from threading import get_ident
 from typing import TYPE_CHECKING
 
@@ -28,14 +28,17 @@ BELOW = 2  # random integers are less: they may be indices
 
 
 def given_arrays(
-    plan: Plan, run: Callable[[Mapping[str, object]], object], feeds: Mapping[str, object]
+    plan: Plan,
+    run: Callable[[Mapping[str, object]], object],
+    feeds: Mapping[str, object],
+    lock: AbstractContextManager[object],
 ) -> list[np.ndarray]:
-    """What the plan reads in a run of the model on the feeds.
+    """What the plan reads in a run of the model on the feeds; `lock` is for changes of plans.
 
     InputError if the run does not lead through the plan.
     """
     seen: list[list[np.ndarray]] = []
-    mine, usual = get_ident(), plan.table
+    mine = get_ident()
 
     class Listening(Table):
         def bind(
@@ -48,11 +51,15 @@ def given_arrays(
                 seen.append([a.copy() for a in arrays])
             super().bind(instance, arrays, results)
 
-    plan.table = plan.tabled(usual.steps, Listening)
+    with lock:
+        usual = plan.table
+        plan.table = listening = plan.tabled(usual.steps, Listening)
     try:
         run(feeds)
     finally:
-        plan.table = usual
+        with lock:
+            if plan.table is listening:
+                plan.table = usual
     if not seen:
         kinds = ", ".join(f"{t.dtype.numpy}{list(t.shape)}" for t in plan.inputs)
         raise InputError(f"these feeds do not lead to this kernel: it is in a plan for ({kinds})")
@@ -143,8 +150,7 @@ def good_capture(
     if arrays is not None:
         return captured(plan, k, kernel, arrays)
     for zeros in (False, True):
-        with suppress(ZeroDivisionError):
-            found = captured(plan, k, kernel, random_arrays(plan.inputs, zeros))
-            if found is not None:
-                return found
+        found = captured(plan, k, kernel, random_arrays(plan.inputs, zeros))
+        if found is not None:
+            return found
     return None

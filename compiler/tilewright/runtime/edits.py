@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a kernel runs: its place in a plan."""
+    """Where a kernel runs: its place in a plan, and the source that was generated for it."""
 
     plan: weakref.ref[Plan]
     number: int
     revisions: Revisions
+    generated: str
 
     def located(self) -> tuple[Revisions, Plan, int]:
         """InputError if the plan has been dropped."""
@@ -84,10 +85,7 @@ class Editable:
     @property
     def generated(self) -> str:
         """The source as it was generated, whatever runs."""
-        if self.site is None:
-            return self.source
-        _, plan, k = self.site.located()
-        return plan.made[k].usual[1].text
+        return self.site.generated if self.site else self.source
 
     def become(self, other: Editable) -> None:
         """Everything that this says is what the other says, from one moment to the next."""

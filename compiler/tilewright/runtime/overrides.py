@@ -8,10 +8,11 @@ nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilewright.errors import EditRefused, InputError
+from tilewright.errors import EditRefused, InputError, UnsupportedError
 from tilewright.runtime.dump import AS_LOWERED, DIGITS, SCHEDULE_MARK, UNCHANGED_MARK, short_digest
 
 NAME = re.compile(rf"_([0-9a-f]{{{DIGITS}}})\.py$")
@@ -62,6 +63,16 @@ def _changed(path: Path, digits: str) -> Override | None:
         return None
     schedule = None if not has_schedule else ("" if steps == AS_LOWERED else steps)
     return Override(path, source if has_source else None, schedule)
+
+
+def refuse_overrides(folder: Path | None, sources: Iterable[str]) -> None:
+    """UnsupportedError if a changed file is for one of these kernels, which are not the CPU's."""
+    changed = read_overrides(folder)
+    for source in sources:
+        if found := changed.get(short_digest(source)):
+            raise UnsupportedError(
+                f"{found.path}: only kernels for the CPU can be overridden, not those on a GPU"
+            )
 
 
 def split_page(page: str) -> tuple[list[str], str]:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tilewright.codegen.emit import Emitted, emit
-from tilewright.errors import CompileError, EditRefused, ScheduleError
+from tilewright.errors import CompileError, EditRefused, InputError, ScheduleError
 from tilewright.loops.ir import Kernel
 from tilewright.loops.sample import summed_terms
 from tilewright.options import Options
@@ -23,16 +25,11 @@ from tilewright.runtime.capture import given_arrays, good_capture, loose_paramet
 from tilewright.runtime.check_kernel import Difference, Finding, Question, answer
 from tilewright.runtime.dump import short_digest
 from tilewright.runtime.overrides import Override, read_overrides
-from tilewright.runtime.pins import SCHEDULE, SOURCE, Facts, Pin, Pins, structure_key
+from tilewright.runtime.pinned import SCHEDULE, SOURCE, Facts, Pin, Pins, structure_key
 from tilewright.runtime.trial import Arrays, Code
 from tilewright.runtime.verdict import TOLERANCE, Times, Verdict
 from tilewright.schedule.directives import Directive, schedule
-from tilewright.schedule.texts import (
-    Request,
-    check_for_cpu,
-    check_loops_for_cpu,
-    read_schedule,
-)
+from tilewright.schedule.texts import Request, check_for_cpu, read_schedule
 
 if TYPE_CHECKING:
     from tilewright.runtime.plan import Plan
@@ -41,6 +38,7 @@ GENERATED = "generated"
 EDITED, RESCHEDULED = "edited", "rescheduled"
 PINNED = {SOURCE: "pinned edit", SCHEDULE: "pinned schedule"}
 REFUSED = "a generated kernel did not compile: "
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # that Numba gives to its errors
 LINE = re.compile(r"line (\d+)")
 UNKNOWN_NAME = re.compile(r"name '(\w+)' is not defined")
 
@@ -215,6 +213,7 @@ class Revisions:
 
     def edit(self, plan: Plan, k: int, source: str, feeds: Mapping[str, Any] | None) -> Verdict:
         """Puts a source in the place of a kernel's, wherever the model has that kernel."""
+        given = self._given(plan, feeds)
         with self.lock:
             made = plan.made[k]
             changed = _edited(made, source, _origin(made, EDITED))
@@ -222,12 +221,13 @@ class Revisions:
             def keep() -> None:
                 self._sources[made.source_key] = _Sources(source, changed.origin)
 
-            return self._change(plan, k, changed, EDITED, feeds, keep)
+            return self._change(plan, k, changed, EDITED, given, keep)
 
     def reschedule(
         self, plan: Plan, k: int, request: Request, feeds: Mapping[str, Any] | None
     ) -> Verdict:
         """Puts a schedule in the place of a kernel's; a source that was edited goes."""
+        given = self._given(plan, feeds)
         with self.lock:
             made = plan.made[k]
             directives = read_schedule(request)
@@ -238,7 +238,7 @@ class Revisions:
                 key = structure_key(made.meaning)
                 self._schedules[key] = _Schedule(directives, RESCHEDULED)
 
-            return self._change(plan, k, changed, RESCHEDULED, feeds, keep)
+            return self._change(plan, k, changed, RESCHEDULED, given, keep)
 
     def pin(self, plan: Plan, k: int, every_shape: bool) -> bool:
         """Keeps what was changed of a kernel; False if there is nowhere to keep it."""
@@ -288,12 +288,12 @@ class Revisions:
         k: int,
         changed: Made,
         how: str,
-        feeds: Mapping[str, Any] | None,
+        given: Sequence[np.ndarray] | None,
         keep: Callable[[], None],
     ) -> Verdict:
         name, kernel = plan.kernels[k].name, changed.meaning
         new = self._code(changed)
-        data = good_capture(plan, k, kernel, self._given(plan, feeds))
+        data = good_capture(plan, k, kernel, given)
         question = self._question(changed, data, loose_parameters(plan, k, kernel))
         finding = answer(question)
         if finding.difference is not None:
@@ -305,13 +305,15 @@ class Revisions:
         terms = TOLERANCE.format(terms=summed_terms(kernel))
         return Verdict(name, how, *times, finding.error, terms, _checked(finding, data), places)
 
-    def _given(self, plan: Plan, feeds: Mapping[str, Any] | None) -> Any:
+    def _given(self, plan: Plan, feeds: Mapping[str, Any] | None) -> Sequence[np.ndarray] | None:
+        """What the plan reads when the model runs on these feeds. Not to be called with the lock:
+        plans may be made meanwhile, which takes other locks first."""
         if feeds is None:
             return None
         run = self._call()
         if run is None:
-            raise EditRefused("the model of this kernel is gone: feeds lead nowhere")
-        return given_arrays(plan, run, feeds)
+            raise InputError("the model of this kernel is gone: feeds lead nowhere")
+        return given_arrays(plan, run, feeds, self.lock)
 
     def _times(
         self, plan: Plan, k: int, changed: Made, new: Code, data: Arrays | None
@@ -371,7 +373,6 @@ def _scheduled(m: Made, directives: tuple[Directive, ...], origin: str) -> Made:
     """The kernel with another schedule, from the loop nest as it was before any."""
     check_for_cpu(directives)
     kernel = schedule(m.meaning, directives)
-    check_loops_for_cpu(kernel)
     emitted = emit(kernel)
     return replace(m, kernel=kernel, emitted=emitted, text=emitted.text, origin=origin)
 
@@ -421,9 +422,8 @@ def _labels(kernel: Kernel, described: Any) -> dict[str, str]:
 
 def _located(message: str, text: str) -> str:
     """The message with the line of the source that it is about in front, if that can be seen."""
-    reason = message.partition("\n\n" + text)[0].removeprefix(
-        "a generated kernel did not compile: "
-    )
+    plain = COLOURS.sub("", message.partition("\n\n" + text)[0])
+    reason = plain.removeprefix(REFUSED)
     found, unknown = LINE.search(reason), UNKNOWN_NAME.search(reason)
     number = int(found[1]) if found else 0
     if not number and unknown:

@@ -9,13 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilewright.dtypes import DType
+from tilewright.loops.interpret import run_statement
 from tilewright.loops.ir import (
     Apply,
     Buffer,
     Const,
+    Expr,
     Kernel,
     Load,
+    Node,
+    Store,
+    Var,
     dtype_of,
+    rewrite,
     strides_of,
     walk,
 )
@@ -25,6 +31,7 @@ GUARD_BYTES = 4096
 LINE_BYTES = 64
 FLOAT_POISON, INTEGER_POISON = 0xFF, 0x55  # a float of such bytes is a NaN that no kernel computes
 MOST = 1000  # random integers of which nothing is known
+TRIED = 60  # values for each index that is checked
 NEVER_ZERO = frozenset((ScalarOp.DIV, ScalarOp.REM, ScalarOp.MOD))
 
 Arrays = dict[str, np.ndarray]
@@ -141,16 +148,16 @@ def drawn(
     Later attempts draw less of them; `special` floats have some infinities, NaNs and zeros among
     them.
     """
-    limits = _limits(kernel)
+    allowed = {} if attempt else _allowed(kernel, random)
     return {
-        b.name: _drawn(b, limits.get(b.name), random, attempt, special)
+        b.name: _drawn(b, allowed.get(b.name), random, attempt, special)
         for b in kernel.params
         if b.name not in kernel.outputs
     }
 
 
 def _drawn(
-    b: Buffer, limit: int | None, random: np.random.Generator, attempt: int, special: bool
+    b: Buffer, allowed: np.ndarray | None, random: np.random.Generator, attempt: int, special: bool
 ) -> np.ndarray:
     size, dtype = footprint(b), kept_as(b.dtype)
     if b.dtype.is_float:
@@ -163,20 +170,19 @@ def _drawn(
         return random.integers(0, 2, size, np.uint8)
     if b.values is not None:
         return random.integers(b.values[0], b.values[1], size, endpoint=True).astype(dtype)
-    low, high = _range(b.dtype, limit, attempt)
-    return random.integers(low, high, size).astype(dtype)
+    if allowed is not None and allowed.size:
+        return random.choice(allowed, size).astype(dtype)
+    return random.integers(*_range(b.dtype, attempt), size).astype(dtype)
 
 
 SPECIALS = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)
 SPECIAL_SHARE = 1 / 64
 
 
-def _range(dtype: DType, limit: int | None, attempt: int) -> tuple[int, int]:
+def _range(dtype: DType, attempt: int) -> tuple[int, int]:
     """From which value on and below which integers are drawn."""
     if attempt:
         return [(0, 2), (0, 1), (1, 2)][attempt - 1]
-    if limit is not None:
-        return (1, MOST) if limit == 0 else (0, limit)
     info = np.iinfo(dtype.numpy)
     return max(int(info.min), -MOST), min(int(info.max), MOST) + 1
 
@@ -184,18 +190,45 @@ def _range(dtype: DType, limit: int | None, attempt: int) -> tuple[int, int]:
 ATTEMPTS = 4
 
 
-def _limits(kernel: Kernel) -> dict[str, int]:
-    """Of integer buffers whose elements are indices, the extent; 0 for divisors."""
-    found: dict[str, int] = {}
+def _allowed(kernel: Kernel, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Some integers that the kernel's checks let pass, by the buffers that they are in."""
+    found: dict[str, np.ndarray] = {}
     for n in walk(kernel.body):
         match n:
             case Apply(op=ScalarOp.CHECK, args=(index, Const(value=extent))):
                 for load in walk(index):
                     if isinstance(load, Load):
-                        name = load.buffer.name
-                        found[name] = min(found.get(name, int(extent)), int(extent))
+                        passing = _passing(index, load.buffer, int(extent), random)
+                        before = found.get(load.buffer.name, passing)
+                        found[load.buffer.name] = np.intersect1d(before, passing)
             case Apply(op=op, args=(_, divisor)) if op in NEVER_ZERO and dtype_of(n).is_integer:
                 for load in walk(divisor):
                     if isinstance(load, Load):
-                        found.setdefault(load.buffer.name, 0)
+                        found.setdefault(load.buffer.name, np.arange(1, MOST))
     return found
+
+
+def _passing(index: Expr, buffer: Buffer, extent: int, random: np.random.Generator) -> np.ndarray:
+    """Elements of the buffer for which 0 <= index < extent, if it depends on nothing else; then
+    also negative ones may be among them."""
+    ends = np.arange(-2, 3)
+    tried = [ends, ends - extent, ends + extent, random.integers(-extent, extent, TRIED)]
+    info = np.iinfo(buffer.dtype.numpy)
+    values = np.unique(np.concatenate(tried))
+    values = values[(values >= info.min) & (values <= info.max)]
+    outcome = Buffer("outcome", DType.I64, ())
+    passing = []
+    for value in values.tolist():
+        const = Const(value, buffer.dtype)
+        fixed = rewrite(index, lambda n, c=const: c if _reads(n, buffer) else None)  # type: ignore[misc]
+        if any(isinstance(n, (Var, Load)) for n in walk(fixed)):
+            return np.arange(extent)
+        array = np.zeros((), np.int64)
+        run_statement(Store(outcome, (), fixed), {}, {outcome.name: array})  # type: ignore[arg-type]
+        if 0 <= int(array) < extent:
+            passing.append(value)
+    return np.array(passing, np.int64)
+
+
+def _reads(n: Node, buffer: Buffer) -> bool:
+    return isinstance(n, Load) and n.buffer.name == buffer.name

@@ -65,10 +65,13 @@ class Verdict:
         lines = [f"{self.kernel} {self.change}: {self.speedup:.2f} times as fast"]
         return "\n".join([*lines, *(f"  {name:11} {text}" for name, text in self.rows)])
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(n)}</th>"
-            f"<td style='text-align:left'>{html.escape(t)}</td></tr>"
+            f"<tr><th style='text-align:left'>{html.escape(n, quote=False)}</th>"
+            f"<td style='text-align:left'>{html.escape(t, quote=False)}</td></tr>"
             for n, t in self.rows
         )
         title = html.escape(f"{self.kernel} {self.change}")

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, get_type_hints
 
 from tilewright.errors import ScheduleError
-from tilewright.loops.ir import For, Kernel, LoopKind, walk
+from tilewright.loops.ir import LoopKind
 from tilewright.schedule.attention_keys import AttentionKeys
 from tilewright.schedule.attention_tiles import AttentionTile
 from tilewright.schedule.block_tiles import BlockTile
@@ -70,26 +70,32 @@ def check_for_cpu(directives: Iterable[Directive]) -> None:
     for d in directives:
         if not isinstance(d, OF_CPUS):
             raise ScheduleError(f"{d}: this is for kernels on a GPU")
-
-
-def check_loops_for_cpu(kernel: Kernel) -> None:
-    """ScheduleError if some loop is bound to what a CPU has not."""
-    for n in walk(kernel.body):
-        if isinstance(n, For) and n.kind not in TASK_LOOPS:
-            raise ScheduleError(f"the loop over {n.axis} is bound to {n.kind.value}: of a GPU")
+        if isinstance(d, Bind) and d.kind not in TASK_LOOPS:
+            raise ScheduleError(f"{d}: {d.kind.value} loops are of a GPU")
 
 
 def _parsed(text: str) -> tuple[Directive, ...]:
     shown = ENUM_SHOWN.sub(r"\1", text.strip())
     try:
-        tree = ast.parse(f"[{shown}\n]", mode="eval").body
+        lines = ast.parse(shown).body
     except (SyntaxError, ValueError) as error:
         raise ScheduleError(f"{text!r} is not a list of directives: {error}") from None
-    assert isinstance(tree, ast.List)
-    items = tree.elts
-    if len(items) == 1 and isinstance(items[0], (ast.List, ast.Tuple)):
-        items = items[0].elts
-    return tuple(_directive(item) for item in items)
+    return tuple(_directive(item) for line in lines for item in _items(line))
+
+
+def _items(line: ast.stmt) -> list[ast.expr]:
+    """Expressions with commas between them, in brackets or not."""
+    match line:
+        case ast.Expr(value=ast.List(elts=items) | ast.Tuple(elts=items)):
+            return items
+        case ast.Expr(value=one):
+            return [one]
+    raise _unknown(line)
+
+
+def _unknown(node: ast.AST) -> ScheduleError:
+    names = ", ".join(DIRECTIVES)
+    return ScheduleError(f"{ast.unparse(node)!r} is not a directive: those are {names}")
 
 
 def _directive(node: ast.expr) -> Directive:
@@ -101,9 +107,7 @@ def _directive(node: ast.expr) -> Directive:
             if len(args) > len(fields) or not set(named) <= set(fields[len(args) :]):
                 raise ScheduleError(f"{ast.unparse(node)}: {_usage(kind)}")
             return _built(kind, dict(zip(fields, map(_literal, args), strict=False)) | named, node)
-    raise ScheduleError(
-        f"{ast.unparse(node)!r} is not a directive: those are {', '.join(DIRECTIVES)}"
-    )
+    raise _unknown(node)
 
 
 def _literal(node: ast.expr) -> Any:

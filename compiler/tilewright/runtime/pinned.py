@@ -142,7 +142,7 @@ def _fact(structure: str, emitted: Emitted, text: str) -> str:
         "structure": structure,
         "generated": emitted.text,
         "numbers": emitted.numbers,
-        "text": text,
+        "changed": text,
     }
     return json.dumps(fields, sort_keys=True)
 
