@@ -111,7 +111,7 @@ def test_legal_schedules_are_accepted_and_right(request: tuple[str, int, list[An
     model, arrays = model_named(name), MODELS[name][1]
     kernel = model.kernels[number]
     wanted = model(*arrays)
-    legal = []
+    legal: list[Any] = []
     for step in steps:  # those that are legal one after the other
         try:
             kernel.reschedule([*legal, step])
@@ -132,7 +132,6 @@ def test_legal_schedules_are_accepted_and_right(request: tuple[str, int, list[An
 
 
 PLACE = re.compile(r"p(\d)\[([^\]]*i\d[^\]]*)\]")
-FUNCTIONS = {"maximum_f32(": "(lambda a, b: a)(", "exp_f32(": "(to_f32(2.0) + "}
 
 
 def mutants(kernel: PlannedKernel) -> list[str]:
@@ -186,10 +185,15 @@ def test_generated_kernels_are_as_they_mean(name: str) -> None:
 # -- pieces
 
 
+def dies(watch: sandbox.Watch) -> None:
+    watch.tell("while it tried")
+    os.abort()
+
+
 def test_a_child_that_dies_says_how() -> None:
     assert sandbox.call(lambda watch: {"a": [1, 2]}, 5) == {"a": [1, 2]}
-    with pytest.raises(sandbox.Crashed, match="crashed .SIGABRT. while it tried"):
-        sandbox.call(lambda watch: (watch.tell("while it tried"), os.abort()), 5)
+    with pytest.raises(sandbox.Crashed, match=r"crashed .SIGABRT. while it tried"):
+        sandbox.call(dies, 5)
     with pytest.raises(sandbox.Crashed, match="exit code 3"):
         sandbox.call(lambda watch: os._exit(3), 5)
     with pytest.raises(sandbox.Crashed, match="did not end within 0 s"):
@@ -298,7 +302,7 @@ def test_moves_are_of_the_size_that_is_asked_for() -> None:
     x = floats(1000)
     for together in (True, False):
         far = moved({"x": x}, 1e-4, np.random.default_rng(0), together)["x"] / x - 1
-        np.testing.assert_allclose(np.abs(far), 1e-4, rtol=1e-2)
+        assert 0.9e-4 < np.sqrt(np.mean(far**2)) < 1.1e-4
         assert (np.unique(np.sign(far)).size == 1) is together
 
 

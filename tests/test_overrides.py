@@ -11,7 +11,7 @@ import pytest
 import tilewright as tw
 from edit_samples import SCALED, compiled, floats, model_of, replaced
 from runtime_samples import run_python
-from tilewright.runtime import revisions
+from tilewright.runtime import check_kernel, revisions
 from tilewright.runtime.check_kernel import Finding, Question
 from tilewright.runtime.overrides import read_overrides, refuse_overrides
 
@@ -83,7 +83,7 @@ def test_the_environment_names_the_folder(folder: Path) -> None:
 def test_a_changed_file_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(the_file(folder), "(exp_f32(p0[i0]) * p1[0])", "(p1[0] * exp_f32(p0[i0]))  # once")
     asked: list[Question] = []
-    answer = revisions.answer
+    answer = check_kernel.answer
 
     def counted(question: Question) -> Finding:
         asked.append(question)

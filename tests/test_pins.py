@@ -13,7 +13,7 @@ import tilewright as tw
 from edit_samples import ROOTS, SCALED, compiled, floats, replaced, saved
 from runtime_samples import run_python
 from tilewright.explore import cli
-from tilewright.runtime import pins, revisions
+from tilewright.runtime import check_kernel, pins, revisions
 from tilewright.runtime.check_kernel import Finding, Question
 
 LATER = """
@@ -105,7 +105,7 @@ def test_pins_for_every_shape_are_checked_for_each(
     model.kernels[0].pin(every_shape=True)
     assert [k.origin for k in model.kernels] == ["pinned edit"] * 2
     asked: list[Question] = []
-    answer = revisions.answer
+    answer = check_kernel.answer
 
     def counted(question: Question) -> Finding:
         asked.append(question)
@@ -137,7 +137,7 @@ def test_after_an_upgrade_pins_are_checked_anew(
 ) -> None:
     pin_faster(folder)
     asked: list[Question] = []
-    answer = revisions.answer
+    answer = check_kernel.answer
 
     def counted(question: Question) -> Finding:
         asked.append(question)

@@ -13,10 +13,10 @@ from tilewright.runtime.trial import Arrays
 MOVES = 8.0  # times what was measured
 ULPS = 4.0
 HALF_ULPS = 1.5  # of halves, whose last step is a rounding from float32
-RUNS = 6
+RUNS = 8
 SUBSET = 16  # one of so many halves moves, by a whole unit
 DENORMALS = 8.0  # times the smallest number that is not flushed, or the last step of a half
-SIGNS = 1 << 16  # random ones, used again and again in large arrays
+DRAWN = 1 << 16  # random moves, used again and again in large arrays
 
 EPS = float(np.finfo(np.float32).eps)
 SMALLEST = {2: 2.0**-24, 4: 2.0**-126, 8: 2.0**-1022}
@@ -67,7 +67,7 @@ class Tolerance:
         if any(a.itemsize == 8 for a in floats) and all(a.itemsize == 8 for a in floats):
             size *= float(np.finfo(np.float64).eps) / EPS
         runs = range(RUNS if floats else 0)
-        self.learn(want, (run(moved(contents, size, random, k % 2 == 1)) for k in runs), scale)
+        self.learn(want, (run(moved(contents, size, random, k % 4 == 3)) for k in runs), scale)
 
     def learn(self, want: Arrays, others: Iterable[Arrays], scale: float = 1.0) -> None:
         """From results that are as good, up to a factor."""
@@ -102,7 +102,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """How far elements lie apart: 0 for equal ones and two NaNs, infinity where one is no finite
     number."""
     x, y = a.astype(np.float64), b.astype(np.float64)
-    far = np.abs(x - y)
+    with np.errstate(all="ignore"):
+        far = np.abs(x - y)
     far[np.isnan(far)] = np.inf
     far[(a == b) | (np.isnan(x) & np.isnan(y))] = 0.0
     if not is_float(a):
@@ -125,21 +126,20 @@ def differing(
 def moved(
     contents: Mapping[str, np.ndarray], size: float, random: np.random.Generator, together: bool
 ) -> Arrays:
-    """The contents with each float wrong by this share, up or down: all of a buffer alike, or each
-    for itself. Halves, which cannot, move by a unit here and there."""
+    """The contents with each float wrong by about this share, up or down: all of a buffer alike, or
+    each for itself. Halves, which cannot, move by a unit here and there."""
     return {n: _moved(a, size, random, together) if is_float(a) else a for n, a in contents.items()}
 
 
 def _moved(
     array: np.ndarray, size: float, random: np.random.Generator, together: bool
 ) -> np.ndarray:
-    count = 1 if together else min(array.size, SIGNS)
-    signs = random.integers(0, 2, count) * 2.0 - 1.0
+    count = min(array.size, DRAWN)
+    steps = random.choice((-1.0, 1.0), 1) if together else random.standard_normal(count)
     if array.itemsize == 2:
-        chosen = random.integers(0, SUBSET, min(array.size, SIGNS)) == 0
-        signs = np.where(chosen, signs if together else np.resize(signs, chosen.size), 0.0)
-        size = unit(array)
+        chosen = random.integers(0, SUBSET, count) == 0
+        steps, size = np.where(chosen, np.sign(steps), 0.0), unit(array)
     wide = array.astype(np.float64 if array.itemsize == 8 else np.float32)
-    factors = np.resize((1 + size * signs).astype(wide.dtype), array.size)
+    factors = np.resize((1 + size * steps).astype(wide.dtype), array.size)
     with np.errstate(all="ignore"):
         return np.asarray((wide * factors).astype(array.dtype))
