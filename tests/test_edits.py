@@ -24,6 +24,7 @@ from edit_samples import (
     replaced,
 )
 from tilewright.runtime import check_kernel
+from tilewright.runtime.cuda.plan import PlannedLaunch
 from tilewright.runtime.plan import PlannedKernel
 
 LOOP = "    for i0 in range"
@@ -338,3 +339,15 @@ def test_nothing_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kernel.edit(kernel.source + "# the same\n")
+
+
+def test_kernels_of_a_gpu_cannot_be_changed() -> None:
+    launch = object.__new__(PlannedLaunch)
+    for change in (
+        lambda: launch.edit(""),
+        lambda: launch.reschedule(""),
+        launch.pin,
+        launch.reset,
+    ):
+        with pytest.raises(tw.UnsupportedError, match="only kernels for the CPU"):
+            change()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -147,7 +147,11 @@ class Plan:
         self.table = self.tabled(self._lay_out(inputs, legal, lowered, addresses))
         self.kernels = [self._describe(k, n, self.made[k]) for k, n in enumerate(lowered)]
         weights.give_up_sources()
-        self.decisions: tuple[Reason, ...] = (*program.decisions, *choices.notes, *revisions.notes())
+        self.decisions: tuple[Reason, ...] = (
+            *program.decisions,
+            *choices.notes,
+            *revisions.notes(),
+        )
         publish(self.kernels, options)
         self._results = Results(inputs, legal)
         self.fresh = self._results.make
@@ -243,18 +247,9 @@ class Plan:
             lowered=m.meaning,
             tensors=tuple(t.name for t in n.tensors),
             nodes=n.group.nodes,
-            story=lambda: self._story(n, m.text),
+            story=partial(_story, n, m.text, self.cache, self.choices),  # does not keep the plan
             site=Site(weakref.ref(self), k, self._revisions, m.usual[1].text),
             **_levels(m),
-        )
-
-    def _story(self, n: Lowered, text: str) -> Story:
-        cache, pick = self.cache, Choices(self.choices.known).pick
-        return story(
-            lambda journal: choose_schedule(n, tile_limits(), pick, journal),
-            cache.origins.get(text, ""),
-            cache.key_fields(text),
-            cache.store,
         )
 
     # -- running
@@ -319,6 +314,17 @@ def _tasks_point(kernel: Kernel, threads: int, wanted: int, iterations: int) -> 
     options = (*sorted(more | {1, wanted}),)
     operations = work(kernel) / NANOSECONDS_PER_PRODUCT
     return Point("tasks", lambda: structure(kernel), options, wanted, operations)
+
+
+def _story(n: Lowered, text: str, cache: KernelCache, choices: Choices) -> Story:
+    """How a kernel was scheduled, and where its code came from."""
+    pick = Choices(choices.known).pick
+    return story(
+        lambda journal: choose_schedule(n, tile_limits(), pick, journal),
+        cache.origins.get(text, ""),
+        cache.key_fields(text),
+        cache.store,
+    )
 
 
 def _levels(m: Made) -> dict[str, Any]:

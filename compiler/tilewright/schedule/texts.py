@@ -35,13 +35,14 @@ from tilewright.schedule.partition import Partition
 from tilewright.schedule.read_once import ReadOnce
 from tilewright.schedule.task_blocks import TaskBlocks
 from tilewright.schedule.teams import Teams
+from tilewright.schedule.thin_tiles import ThinTile
 from tilewright.schedule.transposed import Transpose
 from tilewright.schedule.vectors import Vectorize
 
 OF_CPUS: tuple[type, ...] = (Bake, Bind, Block, Merge, Partition, Swap, Tensorize, Together)
 OF_GPUS: tuple[type, ...] = (
     *(AttentionKeys, AttentionTile, BlockTile, Columns, Cooperate, Elements, MmaTile),
-    *(ReadOnce, TaskBlocks, Teams, Transpose, Vectorize),
+    *(ReadOnce, TaskBlocks, Teams, ThinTile, Transpose, Vectorize),
 )
 DIRECTIVES: dict[str, type] = {d.__name__: d for d in (*OF_CPUS, *OF_GPUS)}
 TASK_LOOPS = (LoopKind.SERIAL, LoopKind.UNROLLED, LoopKind.PARALLEL)
