@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from tilewright.errors import ScheduleError
 from tilewright.loops.ir import LoopKind
 from tilewright.schedule.attention_keys import AttentionKeys
+from tilewright.schedule.attention_mma import AttentionMma
 from tilewright.schedule.attention_tiles import AttentionTile
 from tilewright.schedule.block_tiles import BlockTile
 from tilewright.schedule.columns import Columns
@@ -33,16 +34,16 @@ from tilewright.schedule.elements import Elements
 from tilewright.schedule.mma_tiles import MmaTile
 from tilewright.schedule.partition import Partition
 from tilewright.schedule.read_once import ReadOnce
+from tilewright.schedule.round_factors import RoundFactors
 from tilewright.schedule.task_blocks import TaskBlocks
-from tilewright.schedule.teams import Teams
 from tilewright.schedule.thin_tiles import ThinTile
 from tilewright.schedule.transposed import Transpose
 from tilewright.schedule.vectors import Vectorize
 
 OF_CPUS: tuple[type, ...] = (Bake, Bind, Block, Merge, Partition, Swap, Tensorize, Together)
 OF_GPUS: tuple[type, ...] = (
-    *(AttentionKeys, AttentionTile, BlockTile, Columns, Cooperate, Elements, MmaTile),
-    *(ReadOnce, TaskBlocks, Teams, ThinTile, Transpose, Vectorize),
+    *(AttentionKeys, AttentionMma, AttentionTile, BlockTile, Columns, Cooperate, Elements),
+    *(MmaTile, ReadOnce, RoundFactors, TaskBlocks, ThinTile, Transpose, Vectorize),
 )
 DIRECTIVES: dict[str, type] = {d.__name__: d for d in (*OF_CPUS, *OF_GPUS)}
 TASK_LOOPS = (LoopKind.SERIAL, LoopKind.UNROLLED, LoopKind.PARALLEL)
