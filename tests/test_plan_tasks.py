@@ -48,7 +48,7 @@ def test_products(rows: int, depth: int, columns: int, cut: bool, brief: bool) -
     many multiplications is not."""
     plan = plan_of_product(rows, depth, columns)
     assert (plan.kernels[-1].tasks > 1) is cut
-    assert plan._is_brief is brief
+    assert plan.table.is_brief is brief
 
 
 def test_one_row_is_dearer() -> None:

@@ -36,6 +36,7 @@ from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.plan import Plan, build_plan
+from tilewright.runtime.revisions import Revisions
 from tilewright.runtime.segments import Evaluation, Runner
 from tilewright.runtime.session import Planner, Workshop
 from tilewright.runtime.tune import Allowance, KeptChoices, TunedOnDevice, TunedOnHost
@@ -104,21 +105,29 @@ def workshop(options: Options, tune: float = 0.0, target: str = "cpu") -> Worksh
     if options.interpret:
         return Workshop(options, planner(options))
     cache = KernelCache(options)
-    return Workshop(options, planner(options, tune, cache), stats=cache.stats)
+    changed = Revisions(options, cache)
+    plans = planner(options, tune, cache, changed)
+    return Workshop(options, plans, stats=cache.stats, revisions=changed)
 
 
-def planner(options: Options, tune: float = 0.0, cache: KernelCache | None = None) -> Planner:
+def planner(
+    options: Options,
+    tune: float = 0.0,
+    cache: KernelCache | None = None,
+    revisions: Revisions | None = None,
+) -> Planner:
     """What makes the plan of a stage: of kernels, or of the expressions as they are."""
     if options.interpret:
         return Evaluation
     cache, weights = cache or KernelCache(options), PackedWeights()
     threads = options.threads or available_cores()
     kept = KeptChoices(cache.store, {**environment_fields(), "threads": threads})
+    changed = revisions or Revisions(options, cache)
     allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
         def make(choices: Choices) -> Plan:
-            return build_plan(inputs, outputs, options, cache, weights, choices)
+            return build_plan(inputs, outputs, options, cache, weights, choices, changed)
 
         if inputs and allowance.left > 0:
             return TunedOnHost(make, kept, allowance)

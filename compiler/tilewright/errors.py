@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class TilewrightError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -36,7 +38,22 @@ class VerifyError(TilewrightError):
 
 
 class CompileError(TilewrightError):
-    """A generated kernel did not compile: always a bug in this compiler, never in the model."""
+    """A kernel did not compile: a bug in this compiler, never in the model, unless a user has
+    changed the kernel; then the message begins with the line, where it is known."""
+
+
+class EditRefused(TilewrightError):
+    """A changed kernel does not compute what the generated one does; nothing was changed.
+
+    `buffer` and `index` say where the first difference is, `wanted` and `got` are its sides as
+    text; they are empty where the message says it all. `file` is the file of the change, if any.
+    """
+
+    buffer: str = ""
+    index: tuple[int, ...] = ()
+    wanted: str = ""
+    got: str = ""
+    file: Path | None = None
 
 
 class DeviceError(TilewrightError, RuntimeError):

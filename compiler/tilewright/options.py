@@ -30,6 +30,8 @@ class Options:
     bits of mantissa, the range of float32) and run on tensor cores; the processor's results do not
     change.
     `dump`: folder that receives every kernel, with its loops and schedule; None means no dump.
+    `override`: folder of dumped kernels; those that were changed there take the place of generated
+    ones, once they are found to be right.
     """
 
     threads: int | None = None
@@ -41,6 +43,7 @@ class Options:
     debug: int = 0
     dump: Path | None = None
     tf32: bool = False
+    override: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -55,7 +58,7 @@ class Options:
     @classmethod
     def from_environment(cls) -> Options:
         """Options read from TILEWRIGHT_THREADS, _CACHE_DIR, _WORKERS, _INTERPRET, _DEBUG, _TF32,
-        _DUMP."""
+        _DUMP and _OVERRIDE."""
         return cls(
             threads=_integer("TILEWRIGHT_THREADS"),
             cache_dir=_folder("TILEWRIGHT_CACHE_DIR"),
@@ -64,6 +67,7 @@ class Options:
             debug=_integer("TILEWRIGHT_DEBUG") or 0,
             tf32=bool(_integer("TILEWRIGHT_TF32")),
             dump=_folder("TILEWRIGHT_DUMP"),
+            override=_folder("TILEWRIGHT_OVERRIDE"),
         )
 
 

@@ -15,7 +15,7 @@ from tilewright.explore.commands.bench import BENCH
 from tilewright.explore.commands.compile import COMPILE
 from tilewright.explore.commands.export import EXPORT
 from tilewright.explore.commands.look import EXPLAIN, INSPECT, PROFILE, SUPPORT
-from tilewright.explore.commands.machine import CACHE, DOCTOR
+from tilewright.explore.commands.machine import CACHE, DOCTOR, PINS
 from tilewright.explore.commands.run import RUN
 from tilewright.explore.commands.verify import VERIFY
 from tilewright.explore.screen import open_screen
@@ -33,6 +33,7 @@ COMMANDS = (
     SUPPORT,
     EXPORT,
     CACHE,
+    PINS,
     DOCTOR,
 )
 SHELLS = ("bash", "zsh", "tcsh")

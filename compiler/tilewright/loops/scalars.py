@@ -131,6 +131,10 @@ class ScalarOp(Enum):
     def __init__(self, arity: int, meaning: Meaning, rule: str) -> None:
         self.arity, self.meaning, self.rule = arity, meaning, rule
 
+    def __repr__(self) -> str:
+        """The same in every process, because keys on disk are made of it."""
+        return f"ScalarOp.{self.name}"
+
 
 def identity(op: ScalarOp, dtype: DType) -> float | int | bool:
     """The element that changes nothing under `op`; KeyError if `op` is no monoid."""

@@ -10,6 +10,9 @@ from tilewright.options import Options
 from tilewright.runtime.store import digest
 
 SHOW_SCHEDULES, SHOW_SOURCES = 2, 3  # levels of Options.debug
+DIGITS = 12  # of digests in names of files
+SCHEDULE_MARK, UNCHANGED_MARK = "schedule ", "unchanged "  # in the comments of a file
+AS_LOWERED = "as lowered"
 
 
 class Readable(Protocol):
@@ -25,30 +28,43 @@ class Readable(Protocol):
     def schedule(self) -> tuple[str, ...]: ...
     @property
     def source(self) -> str: ...
+    @property
+    def generated(self) -> str: ...
 
 
 def publish(kernels: Sequence[Readable], options: Options) -> None:
     """Prints what `options.debug` asks for, and fills the folder `options.dump`."""
     if options.debug >= SHOW_SCHEDULES:
         for kernel in kernels:
-            steps = ", ".join(kernel.schedule) or "as lowered"
+            steps = _steps(kernel)
             print(f"tilewright: {kernel.name} of {kernel.graph}: {steps}", file=sys.stderr)
             if options.debug >= SHOW_SOURCES:
                 print(kernel.source, file=sys.stderr)
     if options.dump is not None:
         options.dump.mkdir(parents=True, exist_ok=True)
         for kernel in kernels:
-            place = (
-                options.dump / f"{kernel.name.partition('_')[2]}_{digest(kernel.source)[:12]}.py"
-            )
-            place.write_text(page(kernel), encoding="utf-8")
+            digits = short_digest(kernel.generated)
+            place = options.dump / f"{kernel.name.partition('_')[2]}_{digits}.py"
+            if options.dump != options.override or not place.exists():  # a user's file stays
+                place.write_text(page(kernel), encoding="utf-8")
+
+
+def short_digest(text: str) -> str:
+    """Of a source or a schedule, as names of files have it."""
+    return digest(text)[:DIGITS]
+
+
+def _steps(kernel: Readable) -> str:
+    return ", ".join(kernel.schedule) or AS_LOWERED
 
 
 def page(kernel: Readable) -> str:
-    """A Python file: the source below its graph, its schedule and its loops, as comments."""
+    """A Python file: the source below its graph, its schedule and its loops, as comments. The
+    digest of the schedule tells whether somebody changed it (see `overrides`)."""
     facts = [
         f"graph     {kernel.graph}",
-        f"schedule  {', '.join(kernel.schedule) or 'as lowered'}",
+        f"{SCHEDULE_MARK} {_steps(kernel)}",
+        f"{UNCHANGED_MARK}{short_digest(_steps(kernel))}",
         "loops",
         *(f"  {line}" for line in kernel.loops.splitlines()),
     ]

@@ -77,6 +77,8 @@ class CompiledModel(Displayed):
         self._warned = False
         self._measured: KernelSeconds = {}
         self._main = self._session(frozenset())
+        if workshop.revisions is not None:
+            workshop.revisions.serve(self.run)
 
     @property
     def graph(self) -> Graph:

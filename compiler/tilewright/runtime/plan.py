@@ -10,10 +10,11 @@ instance (arena and argument tables) of its own and gives it back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TypeVar
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -53,13 +54,15 @@ from tilewright.options import Options
 from tilewright.runtime.arena import arena
 from tilewright.runtime.cache import KernelCache
 from tilewright.runtime.dump import publish
+from tilewright.runtime.edits import Editable, Site
 from tilewright.runtime.levels import CpuLevels
 from tilewright.runtime.naming import checked_nodes, identifier
 from tilewright.runtime.pool import Executor, texts_to_load
-from tilewright.runtime.pool import Plan as Table
-from tilewright.runtime.results import Results, address_of, computed
+from tilewright.runtime.results import Results, computed
+from tilewright.runtime.revisions import GENERATED, Made, Revisions, as_generated
 from tilewright.runtime.stopwatch import Stopwatch, TaskStopwatch
 from tilewright.runtime.stories import Story, story
+from tilewright.runtime.table import Instance, Place, Source, Step, Table
 from tilewright.runtime.timeline import StepTrace
 from tilewright.schedule.choices import Choices
 from tilewright.schedule.cost import Cost, cost
@@ -81,8 +84,9 @@ def _no_story() -> Story:
 
 
 @dataclass(frozen=True)
-class PlannedKernel(CpuLevels):
-    """One kernel of a plan. Every level of it can be asked for."""
+class PlannedKernel(CpuLevels, Editable):
+    """One kernel of a plan. Every level of it can be asked for, and `edits.Editable` says how it
+    is changed: then all fields change at once."""
 
     name: str
     graph: str  # the operators it computes
@@ -97,27 +101,13 @@ class PlannedKernel(CpuLevels):
     tensors: tuple[str, ...] = field(repr=False, compare=False)  # what the parameters stand for
     nodes: tuple[str, ...] = ()  # of the model, that it computes
     story: Callable[[], Story] = field(repr=False, compare=False, default=_no_story)
+    origin: str = GENERATED
+    site: Site | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def cost(self) -> Cost:
         """Operations and bytes of one run."""
         return cost(self.kernel)
-
-
-@dataclass
-class _Instance:
-    """Memory for one run at a time."""
-
-    arena: np.ndarray
-    arguments: np.ndarray
-    table: np.ndarray
-    errors: np.ndarray
-    call: Table
-    slots: memoryview = field(init=False)  # of the arguments, written faster than the array
-    run: Callable[[], None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.slots, self.run = self.arguments.data, self.call.run
 
 
 def tile_limits() -> TileLimits:
@@ -138,8 +128,9 @@ class Plan:
         cache: KernelCache,
         weights: PackedWeights,
         choices: Choices,
+        revisions: Revisions,
     ) -> None:
-        self._cache, self.choices = cache, choices
+        self.cache, self.choices, self._revisions = cache, choices, revisions
         legal = legalize(quotients_before_quantisation(outputs))
         means = Means(tile_limits().lanes, weights, choices.pick, machine.multiplies_bytes())
         legal = restructure(legal, means)
@@ -149,22 +140,22 @@ class Plan:
         program = pack_operands(program, tile_limits().lanes, weights, choices.pick)
         self._settled = settle(program, weights)
         lowered = [lower(g, program) for g in form_groups(program) if _has_work(g.outputs)]
-        plain, scheduled, emitted = _generate(lowered, choices.pick)
-        addresses = cache.load([e.text for e in emitted] + texts_to_load())[: len(emitted)]
-        self._executor = Executor(options.threads, cache)
+        self.made = revisions.all_made(_generate(lowered, choices.pick))
+        addresses = cache.load([m.text for m in self.made] + texts_to_load())[: len(lowered)]
+        self.executor = Executor(options.threads, cache)
         self._nodes = [checked_nodes(n, program.checked) for n in lowered]
-        self._lay_out(inputs, legal, lowered, scheduled, emitted, addresses)
-        self.kernels = [
-            self._describe(k, n, p, s, e)
-            for k, (n, p, s, e) in enumerate(zip(lowered, plain, scheduled, emitted, strict=True))
-        ]
+        self.table = self.tabled(self._lay_out(inputs, legal, lowered, addresses))
+        self.kernels = [self._describe(k, n, self.made[k]) for k, n in enumerate(lowered)]
         weights.give_up_sources()
-        self.decisions: tuple[Reason, ...] = (*program.decisions, *choices.notes)
+        self.decisions: tuple[Reason, ...] = (
+            *program.decisions,
+            *choices.notes,
+            *revisions.notes(),
+        )
         publish(self.kernels, options)
-        self._free: list[_Instance] = []
         self._results = Results(inputs, legal)
-        self._checks = any(e.checks for e in emitted)
-        self._no_errors = bytes(8 * (len(emitted) + 1))
+        self.fresh = self._results.make
+        revisions.add(self)
 
     # -- building
 
@@ -173,50 +164,53 @@ class Plan:
         inputs: Sequence[Placeholder],
         outputs: Sequence[Tensor],
         lowered: Sequence[Lowered],
-        kernels: Sequence[Kernel],
-        emitted: Sequence[Emitted],
         addresses: Sequence[int],
-    ) -> None:
-        self._inputs, self._outputs = list(inputs), list(outputs)
+    ) -> list[Step]:
+        """The kernels' parameters have their places, and those in the arena their offsets."""
+        self.inputs = tuple(inputs)
         self.results = tuple(t.name for t in outputs)
         self._constants: dict[str, np.ndarray] = {}
         input_at = {t.name: k for k, t in enumerate(inputs)}
         output_at = computed(outputs)
         fixed = {*self._settled, *input_at, *output_at}
         self.offsets, self.arena_bytes = arena(lowered, fixed)
-        values: list[int] = []
-        self._relocations: list[tuple[int, int]] = []  # (slot, arena offset)
-        input_slots: dict[int, list[int]] = {}
-        output_slots: dict[int, list[int]] = {}
-        self._error_slots: list[int] = []
-        rows: list[tuple[int, int, int]] = []
-        for n, kernel, e, address in zip(lowered, kernels, emitted, addresses, strict=True):
-            start = len(values)
-            self._error_slots.append(start)
-            values.append(0)
-            for t in n.tensors:
-                slot = len(values)
-                values.append(0)
-                t = self._settled.get(t.name, t)
-                if isinstance(t, Constant):
-                    values[slot] = self._constant(t)
-                elif t.name in input_at:
-                    input_slots.setdefault(input_at[t.name], []).append(slot)
-                elif t.name in output_at:
-                    output_slots.setdefault(output_at[t.name], []).append(slot)
-                else:
-                    self._relocations.append((slot, self.offsets[t.name]))
-            values.extend(e.numbers)
-            tasks, chunk = self._tasks(kernel, e)
-            values.append(chunk)
-            rows.append((address, tasks, start))
-        self._input_slots = list(input_slots.items())
-        self._output_slots = list(output_slots.items())
-        self._values = np.array(values, np.int64)
-        self._rows = rows
-        parallel = [k for k, (_, tasks, _) in enumerate(rows) if tasks > 1]
-        self._last_parallel = max(parallel, default=-1)
-        self._is_brief = sum(work(kernels[k]) for k in parallel) < BRIEF_NANOSECONDS
+
+        def place(t: Tensor) -> Place:
+            t = self._settled.get(t.name, t)
+            if isinstance(t, Constant):
+                return Source.FIXED, self._constant(t)
+            if t.name in input_at:
+                return Source.INPUT, input_at[t.name]
+            if t.name in output_at:
+                return Source.OUTPUT, output_at[t.name]
+            return Source.ARENA, self.offsets[t.name]
+
+        return [
+            self._step(m, address, tuple(map(place, n.tensors)))
+            for n, m, address in zip(lowered, self.made, addresses, strict=True)
+        ]
+
+    def _step(self, m: Made, address: int, places: tuple[Place, ...]) -> Step:
+        """A kernel with its parameters, cut into tasks."""
+        tasks, chunk = self.cut(m.kernel, m.emitted)
+        checks = bool(m.emitted.checks)
+        return Step(address, places, m.emitted.numbers, tasks, chunk, checks, work(m.kernel))
+
+    def tabled(self, steps: Iterable[Step], kind: type[Table] = Table) -> Table:
+        """The table of a plan of these kernels."""
+        return kind(steps, self.arena_bytes, self.executor, BRIEF_NANOSECONDS)
+
+    def change(self, made: Mapping[int, Made], addresses: Mapping[int, int]) -> None:
+        """Runs that begin from now on have these kernels in those places."""
+        steps = list(self.table.steps)
+        for k, m in made.items():
+            steps[k] = self._step(m, addresses[k], steps[k].places)
+        self.table = self.tabled(steps)
+        for k, m in made.items():
+            self.made[k] = m
+            old = self.kernels[k]
+            tasks = steps[k].tasks
+            old.become(replace(old, **_levels(m), tasks=tasks))
 
     def _constant(self, t: Constant) -> int:
         if t.name not in self._constants:
@@ -226,11 +220,11 @@ class Plan:
             self._constants[t.name] = value if whole else aligned(value)
         return int(self._constants[t.name].ctypes.data)
 
-    def _tasks(self, kernel: Kernel, e: Emitted) -> tuple[int, int]:
+    def cut(self, kernel: Kernel, e: Emitted) -> tuple[int, int]:
         """How many tasks a kernel is cut into, and the iterations of each."""
         if e.iterations is None:
             return 1, 0
-        threads = self._executor.threads
+        threads = self.executor.threads
         most = threads * TASKS_PER_THREAD if threads > 1 else 1
         wanted = min(int(work(kernel) / TASK_NANOSECONDS), most, e.iterations)
         if wanted > threads:
@@ -241,89 +235,41 @@ class Plan:
         chunk = -(-e.iterations // max(1, wanted))
         return -(-e.iterations // chunk), chunk
 
-    def _describe(
-        self, k: int, n: Lowered, plain: Kernel, kernel: Kernel, e: Emitted
-    ) -> PlannedKernel:
-        written = kernel.outputs
+    def _describe(self, k: int, n: Lowered, m: Made) -> PlannedKernel:
+        written = m.kernel.outputs
         names = {b.name: label(t) for b, t in zip(n.kernel.params, n.tensors, strict=True)}
         return PlannedKernel(
             name=f"k{k}_{identifier(n.group.label)}",
             graph=n.group.label,
-            loops=show(kernel),
-            schedule=tuple(map(str, kernel.schedule)),
-            source=e.text,
-            tasks=self._rows[k][1],
+            tasks=self.table.steps[k].tasks,
             reads=tuple(v for b, v in names.items() if b not in written),
             writes=tuple(v for b, v in names.items() if b in written),
-            kernel=kernel,
-            lowered=plain,
+            lowered=m.meaning,
             tensors=tuple(t.name for t in n.tensors),
             nodes=n.group.nodes,
-            story=lambda: self._story(n, e.text),
-        )
-
-    def _story(self, n: Lowered, text: str) -> Story:
-        cache, pick = self._cache, Choices(self.choices.known).pick
-        return story(
-            lambda journal: choose_schedule(n, tile_limits(), pick, journal),
-            cache.origins.get(text, ""),
-            cache.key_fields(text),
-            cache.store,
+            story=partial(_story, n, m.text, self.cache, self.choices),  # does not keep the plan
+            site=Site(weakref.ref(self), k, self._revisions, m.usual[1].text),
+            **_levels(m),
         )
 
     # -- running
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, fresh and in C order, for inputs in the plan's order, C-contiguous."""
-        results = self._results.make()
-        if self._rows:
-            instance = self._take()
+        results, table = self._results.make(), self.table
+        if table.steps:
+            instance = table.take()
             try:
-                self._bind(instance, arrays, results)
+                table.bind(instance, arrays, results)
                 instance.run()
-                if self._checks:
-                    self._check(instance)
+                if table.checks:
+                    self._check(table, instance)
             finally:
-                self._free.append(instance)
+                table.free.append(instance)
         return self._results.complete(results, arrays)
 
-    def _take(self) -> _Instance:
-        """An instance that no other thread runs."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return self._instance()
-
-    def _instance(self) -> _Instance:
-        raw = np.empty(self.arena_bytes + 64, np.uint8)
-        arena = raw[-raw.ctypes.data % 64 :]
-        arguments, errors = self._values.copy(), np.zeros(len(self._rows) + 1, np.int64)
-        base = arguments.ctypes.data
-        for slot, offset in self._relocations:
-            arguments[slot] = arena.ctypes.data + offset
-        for k, slot in enumerate(self._error_slots):
-            arguments[slot] = errors[k:].ctypes.data
-        table = np.array([(f, tasks, base + 8 * start) for f, tasks, start in self._rows], np.int64)
-        call = self._executor.prepare(
-            table.ctypes.data, len(self._rows), self._last_parallel, self._is_brief
-        )
-        return _Instance(arena, arguments, table, errors, call)
-
-    def _bind(
-        self, instance: _Instance, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]
-    ) -> None:
-        slots = instance.slots
-        for k, places in self._input_slots:
-            address = address_of(arrays[k])
-            for slot in places:
-                slots[slot] = address
-        for k, places in self._output_slots:
-            address = address_of(results[k])
-            for slot in places:
-                slots[slot] = address
-
-    def _check(self, instance: _Instance) -> None:
-        if instance.errors.tobytes() == self._no_errors:
+    def _check(self, table: Table, instance: Instance) -> None:
+        if instance.errors.tobytes() == table.no_errors:
             return
         k = int(np.flatnonzero(instance.errors)[0])
         instance.errors[:] = 0
@@ -343,23 +289,23 @@ class Plan:
     def _watched(
         self, arrays: Sequence[np.ndarray], watch: Callable[..., Callable[[], list[T]]]
     ) -> tuple[list[np.ndarray], list[T]]:
-        if not self._rows:
+        table = self.table
+        if not table.steps:
             return self.run(arrays), []
-        results, instance = self._results.make(), self._take()
+        results, instance = self._results.make(), table.take()
         try:
-            self._bind(instance, arrays, results)
-            found = watch(self._executor, self._cache, instance.table, self._is_brief)()
-            self._check(instance)
+            table.bind(instance, arrays, results)
+            found = watch(self.executor, self.cache, instance.rows, table.is_brief)()
+            self._check(table, instance)
         finally:
-            self._free.append(instance)
+            table.free.append(instance)
         return self._results.complete(results, arrays), found
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the plan holds: an arena per thread that ran it at the same time,
         tables, and spare memory of results."""
-        own = (self.arena_bytes + self._values.nbytes) * max(1, len(self._free))
-        return own + self._results.nbytes
+        return self.table.nbytes + self._results.nbytes
 
 
 def _tasks_point(kernel: Kernel, threads: int, wanted: int, iterations: int) -> Point:
@@ -370,20 +316,38 @@ def _tasks_point(kernel: Kernel, threads: int, wanted: int, iterations: int) -> 
     return Point("tasks", lambda: structure(kernel), options, wanted, operations)
 
 
-def _generate(
-    lowered: Sequence[Lowered], pick: Pick
-) -> tuple[list[Kernel], list[Kernel], list[Emitted]]:
-    """Kernels before and after scheduling, and their sources; those of one structure are made
-    once, under the names of the first."""
+def _story(n: Lowered, text: str, cache: KernelCache, choices: Choices) -> Story:
+    """How a kernel was scheduled, and where its code came from."""
+    pick = Choices(choices.known).pick
+    return story(
+        lambda journal: choose_schedule(n, tile_limits(), pick, journal),
+        cache.origins.get(text, ""),
+        cache.key_fields(text),
+        cache.store,
+    )
+
+
+def _levels(m: Made) -> dict[str, Any]:
+    """Fields of a kernel's description that change with it."""
+    return {
+        "loops": show(m.kernel),
+        "schedule": tuple(map(str, m.kernel.schedule)),
+        "source": m.text,
+        "kernel": m.kernel,
+        "origin": m.origin,
+    }
+
+
+def _generate(lowered: Sequence[Lowered], pick: Pick) -> list[Made]:
+    """Scheduled kernels and their sources; kernels of one structure are generated once."""
     limits = tile_limits()
-    made: dict[Hashable, tuple[Kernel, Kernel, Emitted]] = {}
+    made: dict[Hashable, Made] = {}
     keys = [schedule_key(n) for n in lowered]
     for key, n in zip(keys, lowered, strict=True):
         if key not in made:
             kernel = verify(choose_schedule(n, limits, pick))
-            made[key] = n.kernel, kernel, emit(kernel)
-    found = [made[key] for key in keys]
-    return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
+            made[key] = as_generated(n.kernel, kernel, emit(kernel))
+    return [made[key] for key in keys]
 
 
 def build_plan(
@@ -393,11 +357,13 @@ def build_plan(
     cache: KernelCache,
     weights: PackedWeights | None = None,
     choices: Choices | None = None,
+    revisions: Revisions | None = None,
 ) -> Plan:
     """The plan that computes `outputs` from `inputs`; packed weights are shared through
-    `weights`, and `choices` decide between ways."""
+    `weights`, `choices` decide between ways, and `revisions` are what users have changed."""
     weights, choices = weights or PackedWeights(), choices or Choices()
-    return Plan(inputs, outputs, options, cache, weights, choices)
+    revisions = revisions or Revisions(options, cache)
+    return Plan(inputs, outputs, options, cache, weights, choices, revisions)
 
 
 def work(kernel: Kernel) -> float:

@@ -12,6 +12,7 @@ from tilewright.graph.stages import Finish, HostStep, NeedValue
 from tilewright.ops.tensor import Placeholder
 from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.crossings import Crossing
+from tilewright.runtime.revisions import GENERATED
 from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session
 
@@ -37,7 +38,8 @@ class KernelReport(Explanation):
     """One kernel of a plan, in short.
 
     `flops` and `bytes` are those of one run, `limit` its least seconds on this machine and
-    `seconds` what the last profile measured; None where that is not known.
+    `seconds` what the last profile measured; None where that is not known. `origin` says whether
+    somebody has changed the kernel.
     """
 
     name: str
@@ -48,9 +50,11 @@ class KernelReport(Explanation):
     bytes: float
     limit: float | None
     seconds: float | None = None
+    origin: str = GENERATED
 
     def __str__(self) -> str:
-        line = f"{self.name}: {self.flops / 1e6:,.2f} MFLOP, {self.bytes / 1e6:,.2f} MB"
+        name = self.name if self.origin == GENERATED else f"{self.name} ({self.origin})"
+        line = f"{name}: {self.flops / 1e6:,.2f} MFLOP, {self.bytes / 1e6:,.2f} MB"
         if self.limit is not None:
             line += f", at least {self.limit * 1e6:,.1f} us"
         if self.seconds is not None:
@@ -201,6 +205,7 @@ def kernel_report(
         cost.bytes,
         limit,
         seconds,
+        getattr(kernel, "origin", GENERATED),
     )
 
 

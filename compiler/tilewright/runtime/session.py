@@ -35,6 +35,7 @@ from tilewright.runtime.ceilings import Ceilings, ceilings_for, known_ceilings
 from tilewright.runtime.control import control_function
 from tilewright.runtime.cuda.ceilings import DeviceCeilings
 from tilewright.runtime.cuda.port import Port
+from tilewright.runtime.revisions import Revisions
 from tilewright.runtime.segments import (
     Budget,
     Children,
@@ -57,7 +58,7 @@ class Workshop:
     """What the sessions of one model share: options, maker of plans, memory budget and lock.
 
     `port` is the way to the device that the plans run on, if they do not run on the host, and
-    `ceilings` are that device's.
+    `ceilings` are that device's. `revisions` are what users have changed in the kernels.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class Workshop:
         port: Port | None = None,
         ceilings: DeviceCeilings | None = None,
         stats: Callable[[], CacheStats] | None = None,
+        revisions: Revisions | None = None,
     ) -> None:
         self.options = options
+        self.revisions = revisions
         self.planner = planner
         self.port = port
         self._ceilings = ceilings

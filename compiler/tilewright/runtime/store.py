@@ -23,6 +23,7 @@ MAGIC = b"TWOBJ\1"
 DIGEST_BYTES = 16
 HEADER_AT = len(MAGIC) + DIGEST_BYTES
 TEMPORARY = ".tmp"
+PINS = "pins"  # a folder with a store of its own, which no sweep of this one touches
 ABANDONED_AFTER = 3600.0  # seconds; a temporary file this old has lost its writer
 
 
@@ -92,6 +93,12 @@ class Store:
             os.utime(path)  # the sweep deletes by this time
         return found
 
+    def items(self) -> Iterator[tuple[str, StoredObject]]:
+        """Every key with its object, damaged files apart."""
+        for _, _, path in self._files():
+            with suppress(OSError, ValueError):
+                yield decode_any(path.read_bytes())
+
     def put(self, key: str, item: StoredObject) -> bool:
         """Keeps the object under this key; False where the folder cannot be written."""
         path = self.path(key)
@@ -157,7 +164,9 @@ class Store:
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of each object."""
         now = time.time()
-        for folder, _, names in os.walk(self.folder or ""):
+        for folder, below, names in os.walk(self.folder or ""):
+            if PINS in below:
+                below.remove(PINS)
             for name in names:
                 path = Path(folder, name)
                 with suppress(OSError):
@@ -178,14 +187,21 @@ def encode(key: str, item: StoredObject) -> bytes:
 
 def decode(content: bytes, key: str) -> StoredObject:
     """The object in a file's content; ValueError unless it is whole and belongs to `key`."""
+    found, item = decode_any(content)
+    if found != key:
+        raise ValueError("two keys with one digest")
+    return item
+
+
+def decode_any(content: bytes) -> tuple[str, StoredObject]:
+    """The key and the object in a file's content; ValueError unless it is whole."""
     body = content[HEADER_AT:]
     if content[: len(MAGIC)] != MAGIC or content[len(MAGIC) : HEADER_AT] != _checksum(body):
         raise ValueError("not a whole object file of this version")
     (length,) = struct.unpack_from("<I", body)
     fields = json.loads(body[4 : 4 + length])
-    if fields["key"] != key:
-        raise ValueError("two keys with one digest")
-    return StoredObject(body[4 + length :], fields["symbol"], tuple(fields["requires"]))
+    item = StoredObject(body[4 + length :], fields["symbol"], tuple(fields["requires"]))
+    return fields["key"], item
 
 
 def _key_of(path: Path) -> str:

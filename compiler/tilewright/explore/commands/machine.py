@@ -1,4 +1,4 @@
-"""`tilewright doctor` and `tilewright cache`: what this machine offers, and what it keeps."""
+"""`tilewright doctor`, `cache` and `pins`: what this machine offers, and what it keeps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from tilewright.errors import InputError
@@ -14,6 +15,7 @@ from tilewright.explore import doctor
 from tilewright.explore.commands.base import RIGHT, Command, add_json, is_quiet, write_json
 from tilewright.explore.screen import Screen
 from tilewright.options import Options
+from tilewright.runtime.pinned import pins
 from tilewright.runtime.store import Entry, Store, default_folder
 
 SHOWN = 20
@@ -135,4 +137,31 @@ CACHE = Command(
     _add_cache,
     _run_cache,
     "Shows or empties the folder in which compiled kernels are kept (TILEWRIGHT_CACHE_DIR).",
+)
+
+
+def _add_pins(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clear", nargs="?", const="", metavar="NAME", help="all, or these")
+    add_json(parser)
+
+
+def _run_pins(arguments: argparse.Namespace, screen: Screen) -> int:
+    found = pins()
+    data: dict[str, Any] = {"pins": [{"name": p.name, **asdict(p)} for p in found]}
+    told = str(found)
+    if arguments.clear is not None:
+        data["cleared"] = found.clear(arguments.clear)
+        told = f"{data['cleared']} pins taken back"
+    if not is_quiet(arguments):
+        screen.line(told)
+    write_json(data, arguments.json)
+    return RIGHT
+
+
+PINS = Command(
+    "pins",
+    "changed kernels that are kept for later sessions",
+    _add_pins,
+    _run_pins,
+    "Lists the kernels that were pinned, or takes pins back.",
 )

@@ -43,8 +43,10 @@ from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource, Library
 from tilewright.runtime.cuda.libraries import CUBLAS, library_launch, with_library
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.dump import publish
+from tilewright.runtime.edits import Editable
 from tilewright.runtime.levels import CudaLevels
 from tilewright.runtime.naming import checked_nodes, identifier
+from tilewright.runtime.overrides import refuse_overrides
 from tilewright.runtime.results import computed
 from tilewright.runtime.stories import Story, story
 from tilewright.schedule.choices import Choices
@@ -58,7 +60,7 @@ FROM_LIBRARY = "a library's own"
 
 
 @dataclass(frozen=True)
-class PlannedLaunch(CudaLevels):
+class PlannedLaunch(CudaLevels, Editable):
     """One kernel of a plan on a GPU. Every level of it can be asked for."""
 
     name: str
@@ -147,6 +149,7 @@ class CudaPlan:
         pick, tf32 = self.choices.pick, cache.options.tf32
         products, lowered = with_library(lowered, self._device.library, pick)
         scheduled = _scheduled(lowered, products, tf32, pick)
+        refuse_overrides(cache.options.override, (e.text for _, _, e in scheduled))
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
         ours = iter(cache.load([s for k, s in enumerate(sources) if k not in products]))
         compiled = [
