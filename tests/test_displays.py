@@ -325,3 +325,16 @@ def test_a_kernel_without_a_disassembler_is_shown_all_the_same(
     monkeypatch.setattr("tilewright.runtime.cuda.kernel.disassembler_path", lambda: None)
     words = check_page(bundle(compiled.kernels[0])["text/html"]).text
     assert "pip install nvidia-cuda-nvdisasm" in words and ".visible" in words
+
+
+def test_answers_are_shown_as_tables() -> None:
+    compiled = tw.compile(str(DIGITS), threads=1)
+    compiled.run({"image": np.zeros((2, 1, 8, 8), np.float32)})
+    questions = [(), ("k1",), ("conv0",), ("conv0", "relu2"), ("conv0", "conv3")]
+    for question in questions:
+        answer: Any = compiled.explain(*question)
+        found = bundle(answer)
+        assert found["text/plain"] == str(answer)
+        words = check_page(found["text/html"]).text
+        assert str(answer).splitlines()[0].split()[0] in words
+    assert "Tensorize" in check_page(bundle(compiled.explain("k1"))["text/html"]).text

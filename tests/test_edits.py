@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import threading
 import warnings
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_a_right_edit_runs_and_is_told() -> None:
     assert kernel.origin == "edited" and "abs(p0[i0])" in kernel.source
     assert kernel is model.kernels[0] and "(edited)" in str(model.explain())
     assert verdict.speedup > 1 and verdict.error < 1e-15 and verdict.places == 1
-    for text in (str(verdict), verdict._repr_html_()):
+    for text in (str(verdict), unescape(verdict._repr_mimebundle_()["text/html"])):
         assert "interpreter" in text and "the model's own data" in text and "ulps" in text
     assert "abs" not in kernel.generated
 

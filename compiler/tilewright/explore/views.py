@@ -6,6 +6,7 @@ import shutil
 import sys
 from typing import Any
 
+from tilewright.explore.answer_view import answer_page, verdict_page
 from tilewright.explore.kernel_view import kernel_page
 from tilewright.explore.model_view import model_page
 from tilewright.explore.page_html import html
@@ -15,13 +16,15 @@ from tilewright.explore.profile_view import profile_page
 from tilewright.runtime.levels import Levels
 from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.profile import Profile
+from tilewright.runtime.report import Explanation
+from tilewright.runtime.verdict import Verdict
 
 WIDTH = 100  # of text where there is no terminal
 
 
 def page(shown: Any, below: bool = True) -> Page:
-    """What there is to see of a model, a kernel or a profile. `below` asks for the levels of a
-    kernel below its source as well."""
+    """What there is to see of a model, a kernel, a profile or an answer. `below` asks for the
+    levels of a kernel below its source as well."""
     match shown:
         case CompiledModel():
             return model_page(shown)
@@ -29,13 +32,18 @@ def page(shown: Any, below: bool = True) -> Page:
             return kernel_page(shown, below)
         case Profile():
             return profile_page(shown)
+        case Explanation():
+            return answer_page(shown)
+        case Verdict():
+            return verdict_page(shown)
     raise TypeError(f"there is no page for {type(shown).__name__}")
 
 
 def bundle(shown: Any) -> dict[str, str]:
     """The forms that Jupyter chooses from."""
     found = page(shown)
-    text = str(shown) if isinstance(shown, Profile) else plain(found, WIDTH)
+    is_text = isinstance(shown, (Profile, Explanation, Verdict))
+    text = str(shown) if is_text else plain(found, WIDTH)
     return {"text/html": html(found), "text/plain": text}
 
 

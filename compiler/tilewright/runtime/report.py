@@ -12,12 +12,13 @@ from tilewright.graph.stages import Finish, HostStep, NeedValue
 from tilewright.ops.tensor import Placeholder
 from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.crossings import Crossing
+from tilewright.runtime.display import Displayed
 from tilewright.runtime.revisions import GENERATED
 from tilewright.runtime.segments import Segment
 from tilewright.runtime.session import Session
 
 
-class Explanation:
+class Explanation(Displayed):
     """What can be explained: `str()` is for people, `to_dict()` and `to_json()` for programs."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -27,10 +28,6 @@ class Explanation:
     def to_json(self) -> str:
         """All of it."""
         return json.dumps(self.to_dict())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """How IPython shows it: as text for people."""
-        printer.text(str(self))
 
 
 @dataclass(frozen=True)

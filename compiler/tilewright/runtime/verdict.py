@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tilewright.runtime.display import Displayed
 from tilewright.runtime.tolerance import MOVES, ULPS
 
 TOLERANCE = f"{ULPS:g} ulps, and {MOVES:g} times what inputs wrong by eps * sqrt({{terms}}) move it"
@@ -29,7 +28,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Displayed):
     """A change that is in place. `error` is the largest difference from the generated kernel as a
     share of its largest element; `places` counts the kernels of live plans that changed."""
 
@@ -64,23 +63,3 @@ class Verdict:
     def __str__(self) -> str:
         lines = [f"{self.kernel} {self.change}: {self.speedup:.2f} times as fast"]
         return "\n".join([*lines, *(f"  {name:11} {text}" for name, text in self.rows)])
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(n, quote=False)}</th>"
-            f"<td style='text-align:left'>{html.escape(t, quote=False)}</td></tr>"
-            for n, t in self.rows
-        )
-        title = html.escape(f"{self.kernel} {self.change}")
-        return f"<table><caption>{title}</caption>{cells}</table>"
-
-    def __rich__(self) -> Any:
-        from rich.table import Table
-
-        table = Table(title=f"{self.kernel} {self.change}", show_header=False)
-        for name, text in self.rows:
-            table.add_row(name, text)
-        return table
