@@ -6,7 +6,6 @@ on the first GPU if there is one, otherwise by the emulator of PTX in `ptx`.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,10 @@ import numpy as np
 import pytest
 
 from ptx import Memory, Module, Program, launch
+from ptx.tensor_maps import of_loops
+from tilewright.codegen.cuda import Map
 from tilewright.dtypes import DType
+from tilewright.runtime.cuda.device import WORD, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource
 from tilewright.runtime.cuda.toolchain import DISASSEMBLER, TO_COMPILE, TO_RUN, find_toolchain
 
@@ -100,6 +102,7 @@ def execute(
     numbers: Sequence[int] = (),
     blocks: int = 1,
     shared: int = 0,
+    maps: Sequence[Map] = (),
 ) -> list[Array]:
     """The arrays after a run of the kernel, then the code of a failed check if it makes some."""
     codes = [np.zeros(1, np.int64)] if source.checks else []
@@ -107,7 +110,7 @@ def execute(
     kernel = compiled(replace(source, architecture=device or source.architecture))
     function = run if device else emulate
     return function(
-        kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared)
+        kernel, [*arrays, *codes], numbers, len(codes), (blocks, source.threads, shared), maps
     )
 
 
@@ -123,13 +126,15 @@ def emulate(
     numbers: Sequence[int],
     last: int,
     grid: tuple[int, int, int],
+    maps: Sequence[Map],
 ) -> list[Array]:
     """As `run`, by the emulator, which raises an error for whatever PTX does not define."""
     memory = Memory()
     places = [memory.put(a) for a in arrays]
     count = len(places) - last
     blocks, threads, shared = grid
-    parameters = [*places[:count], *numbers, *places[count:]]
+    described = [of_loops(m.tensor, places[m.pointer]).encode() for m in maps]
+    parameters: list[int | bytes] = [*places[:count], *numbers, *places[count:], *described]
     launch(program(kernel.ptx), memory, blocks, threads, parameters, shared)
     return [memory.get(p, a.shape, a.dtype) for p, a in zip(places, arrays, strict=True)]
 
@@ -140,9 +145,13 @@ def run(
     numbers: Sequence[int],
     last: int,
     grid: tuple[int, int, int],
+    maps: Sequence[Map],
 ) -> list[Array]:
-    """The arrays after a run on the first GPU; the `last` ones are parameters after the numbers."""
+    """The arrays after a run on the first GPU; the `last` ones are parameters after the numbers,
+    and then come the `maps`."""
     from cuda.bindings import driver
+
+    from tilewright.runtime.cuda.tensor_maps import encoder
 
     def call(function: Any, *arguments: Any) -> Any:
         status, *values = function(*arguments)
@@ -158,13 +167,18 @@ def run(
     for place, a in zip(places, arrays, strict=True):
         call(driver.cuMemcpyHtoD, place, np.ascontiguousarray(a).ctypes.data, a.nbytes)
     count = len(places) - last
-    values = tuple(int(v) for v in (*places[:count], *numbers, *places[count:]))
-    parameters = (values, (ctypes.c_int64,) * len(values))
+    values = [int(v) for v in (*places[:count], *numbers, *places[count:])]
+    described = [encoder()(m.tensor, int(places[m.pointer])) for m in maps]
+    words = np.concatenate([np.array(values, np.int64), *described])
     blocks, threads, shared = grid
+    step = Step(function, blocks, threads, shared, words, len(maps))
+    addresses = words.ctypes.data + WORD * np.array(step.places, np.uint64)
+    limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    call(driver.cuFuncSetAttribute, function, limit, shared)
     stream = driver.CUstream(0)
     call(
         driver.cuLaunchKernel,
-        *(function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, 0),
+        *(function, blocks, 1, 1, threads, 1, 1, shared, stream, addresses.ctypes.data, 0),
     )
     call(driver.cuCtxSynchronize)
     found = [np.empty_like(a) for a in arrays]

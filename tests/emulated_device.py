@@ -19,9 +19,11 @@ import numpy as np
 
 import tilewright as tw
 from ptx import Memory, Module, Program, Statistics, launch
+from ptx.tensor_maps import of_loops, words
 from tilewright.driver import compile_in, cuda_workshop
+from tilewright.loops.ir import TensorMap
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
-from tilewright.runtime.cuda.device import Library, LibraryStep, Step
+from tilewright.runtime.cuda.device import MAP_WORDS, Library, LibraryStep, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.runtime.cuda.port import Port
 
@@ -204,17 +206,20 @@ class EmulatedDevice:
 
     # -- kernels
 
+    def tensor_map(self, tensor: TensorMap, address: int) -> Array:
+        return words(of_loops(tensor, address))
+
     def load(self, kernel: CompiledKernel) -> CompiledKernel:
         return kernel
 
     def launches(self, steps: Sequence[Step | LibraryStep]) -> EmulatedLaunches:
         return EmulatedLaunches(self, steps)
 
-    def launch(self, step: Step | LibraryStep, parameters: Sequence[int]) -> int:
+    def launch(self, step: Step | LibraryStep, parameters: Sequence[int | bytes]) -> int:
         """The instructions that all threads execute; those of a library are not counted."""
         if isinstance(step, LibraryStep):
             assert self.library is not None
-            self.library.gemm(step.gemm, list(parameters), self.stream)
+            self.library.gemm(step.gemm, [int(v) for v in parameters], self.stream)
             return 1
         with self._lock:
             self.launched += 1
@@ -223,6 +228,13 @@ class EmulatedDevice:
                 *(parameters, step.shared_bytes),
             )
         return self.statistics.thread_instructions
+
+
+def values_of(step: Step) -> list[int | bytes]:
+    """The parameters as they are now; those of more than a word as bytes."""
+    plain = len(step.parameters) - step.maps * MAP_WORDS
+    maps = step.parameters[plain:].reshape(-1, MAP_WORDS)
+    return [*map(int, step.parameters[:plain]), *(m.tobytes() for m in maps)]
 
 
 class EmulatedLaunches:
@@ -234,8 +246,10 @@ class EmulatedLaunches:
         self._parameters = [self._now(s) for s in steps]
 
     @staticmethod
-    def _now(step: Step | LibraryStep) -> list[int]:
-        return [int(v) for v in step.parameters]
+    def _now(step: Step | LibraryStep) -> list[int | bytes]:
+        if isinstance(step, LibraryStep):
+            return [int(v) for v in step.parameters]
+        return values_of(step)
 
     def update(self, changed: Sequence[int]) -> None:
         self._device.updates += len(changed)

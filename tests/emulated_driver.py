@@ -12,9 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from cuda.bindings import driver as bindings
 
 from emulated_device import EmulatedDevice, Mark
+from ptx import Program
+from ptx.tensor_maps import BYTES, TensorMap
 from tilewright.runtime.cuda.kernel import CompiledKernel
+from tilewright.runtime.cuda.tensor_maps import PROTOTYPE
 
 
 class Status(Enum):
@@ -27,10 +31,36 @@ OK = (Status.CUDA_SUCCESS,)
 WORD = 8
 
 
-def parameters(places: int, count: int) -> list[int]:
-    """The values of 64-bit parameters whose addresses stand one after the other."""
+def parameters(places: int, kernel: Program) -> list[int | bytes]:
+    """The values of a kernel's parameters, whose addresses stand one after the other."""
+    count = len(kernel.parameters)
     where = (ctypes.c_uint64 * count).from_address(places)
-    return [ctypes.c_int64.from_address(where[k]).value for k in range(count)]
+    return [
+        ctypes.c_int64.from_address(where[k]).value
+        if v.size == WORD
+        else ctypes.string_at(where[k], v.size)
+        for k, v in enumerate(kernel.parameters)
+    ]
+
+
+def _encode_tiled(
+    place: int, kind: int, rank: int, address: int, extents: Any, strides: Any, box: Any, *rest: Any
+) -> int:
+    """What the driver does when it is asked to describe a tensor; this one knows halves."""
+    steps, interleave, swizzle, _, fill = rest
+    assert place % 64 == 0 and kind in (6, 9) and (interleave, fill) == (0, 0)
+    assert [steps[k] for k in range(rank)] == [1] * rank
+    made = TensorMap(
+        *(address, 2, swizzle, tuple(extents[k] for k in range(rank))),
+        *(tuple(strides[k] for k in range(rank - 1)), tuple(box[k] for k in range(rank))),
+    )
+    if made.problem():
+        return int(Status.CUDA_ERROR_INVALID_VALUE.value)
+    ctypes.memmove(place, made.encode(), BYTES)
+    return 0
+
+
+encode_tiled = PROTOTYPE(_encode_tiled)
 
 
 class Driver:
@@ -42,6 +72,11 @@ class Driver:
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
     CUDA_KERNEL_NODE_PARAMS = SimpleNamespace
+    CUtensorMapDataType = bindings.CUtensorMapDataType
+    CUtensorMapInterleave = bindings.CUtensorMapInterleave
+    CUtensorMapSwizzle = bindings.CUtensorMapSwizzle
+    CUtensorMapL2promotion = bindings.CUtensorMapL2promotion
+    CUtensorMapFloatOOBfill = bindings.CUtensorMapFloatOOBfill
 
     def __init__(self, has_graphs: bool = True, room: int = 1 << 30) -> None:
         self.device = EmulatedDevice()
@@ -168,6 +203,10 @@ class Driver:
 
     # Kernels.
 
+    def cuGetProcAddress(self, name: bytes, version: int, flags: int) -> Any:
+        assert (name, flags) == (b"cuTensorMapEncodeTiled", 0) and version <= 13000
+        return *OK, ctypes.cast(encode_tiled, ctypes.c_void_p).value, 0
+
     def cuModuleLoadData(self, cubin: bytes) -> Any:
         return *OK, cubin
 
@@ -185,8 +224,8 @@ class Driver:
         from emulated_device import program
         from tilewright.runtime.cuda.device import Step
 
-        words = parameters(places, len(program(function.ptx).parameters))
-        step = Step(function, blocks, threads, shared, np.array(words, np.int64))
+        words = parameters(places, program(function.ptx))
+        step = Step(function, blocks, threads, shared, np.zeros(0, np.int64))
         with self.device.on(stream):
             self.device.later(lambda: self.device.launch(step, words))
 
@@ -214,10 +253,10 @@ class Driver:
         from tilewright.runtime.cuda.device import Step
 
         assert (node.gridDimY, node.gridDimZ, node.blockDimY, node.blockDimZ) == (1, 1, 1, 1)
-        words = parameters(node.kernelParams, len(program(node.func.ptx).parameters))
-        return Step(
-            node.func, node.gridDimX, node.blockDimX, node.sharedMemBytes, np.array(words, np.int64)
-        )
+        words = parameters(node.kernelParams, program(node.func.ptx))
+        none = np.zeros(0, np.int64)
+        grid = (node.gridDimX, node.blockDimX, node.sharedMemBytes)
+        return Step(node.func, *grid, none), words
 
     def cuGraphInstantiate(self, graph: int, flags: int) -> Any:
         if not self.has_graphs:
@@ -233,8 +272,7 @@ class Driver:
     def cuGraphLaunch(self, executable: int, stream: int) -> Any:
         steps = list(self._graphs[executable])
         with self.device.on(stream):
-            for step in steps:
-                words = [int(v) for v in step.parameters]
+            for step, words in steps:
                 self.device.later(lambda s=step, w=words: self.device.launch(s, w))  # type: ignore[misc]
         return OK
 

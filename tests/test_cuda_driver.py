@@ -28,7 +28,7 @@ from tilewright.schedule.choices import Choices
 if missing([BINDINGS]):
     pytest.skip(missing([BINDINGS]), allow_module_level=True)
 
-from tilewright.runtime.cuda import gpu, launches
+from tilewright.runtime.cuda import gpu, launches, tensor_maps
 
 pytestmark = needs_compiler
 
@@ -48,7 +48,7 @@ class Toolchain:
 @pytest.fixture(params=[True, False], ids=["graphs", "direct"])
 def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
     made = Driver(has_graphs=request.param)
-    for module in (gpu, launches):
+    for module in (gpu, launches, tensor_maps):
         monkeypatch.setattr(module, "driver", made)
     monkeypatch.setattr(gpu, "find_toolchain", Toolchain)
     monkeypatch.setattr(CupyArrays, "find", classmethod(lambda cls: None))
@@ -66,6 +66,28 @@ def compiled(driver: Driver, model: Any, device: gpu.GpuDevice | None = None) ->
     device = device or gpu.GpuDevice()
     workshop = cuda_workshop(tw.Options.from_environment(), Port(device, device.cupy))
     return compile_in(workshop, model)
+
+
+HALVES = """<ir_version: 10, opset_import: ["" : 21]>
+g (float16[512,72] x, float16[72,512] w, float16[72,512] v)
+=> (float16[512,512] y, float16[512,512] z)
+{ a = MatMul(x, w) y = Relu(a) z = MatMul(x, v) }"""
+
+
+def test_tensors_are_described_anew(driver: Driver) -> None:
+    """Products by warpgroups: what hardware is told of inputs follows their addresses."""
+    ours = compiled(driver, parser.parse_model(HALVES))
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal((72, 512)).astype(np.float16) for _ in "wv")
+    kept = [rng.standard_normal((512, 72)).astype(np.float16) for _ in range(2)]
+    for x in kept:
+        got = ours.run({"x": x, "w": w, "v": v})
+        y, z = (x.astype(np.float64) @ m.astype(np.float64) for m in (w, v))
+        np.testing.assert_allclose(got["y"], np.maximum(y, 0), rtol=2e-3, atol=2e-2)
+        np.testing.assert_allclose(got["z"], z, rtol=2e-3, atol=2e-2)
+    for kernel in ours.kernels:
+        assert kernel.schedule == ("WgmmaTile(rows=64, columns=64, stages=4)",)
+    assert driver.calls.count("cuGetProcAddress") == 1
 
 
 def test_calls_agree(driver: Driver) -> None:

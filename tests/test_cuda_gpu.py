@@ -11,17 +11,21 @@ import pytest
 from onnx import parser
 
 import tilewright as tw
-from cuda_harness import missing
+from cuda_harness import missing, toolchain
 from test_cuda_arrays import MODEL, WANTED, B, X
 from test_cuda_crossings import HEADER, HOST, LOOP
+from test_cuda_mma import HALVES, agree
 from test_cuda_node_cases import cases, run_case
 from test_cuda_run import CHECKED, FAMILIES, compare_with_cpu, family_model, free_rank, large
+from test_cuda_wgmma import KINDS, emulated, lowered
 from tilewright.driver import compile_in, cuda_workshop
 from tilewright.runtime.cuda.device import LEGACY_STREAM
 from tilewright.runtime.cuda.libraries import CUBLAS, LIBRARYS
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.cuda.toolchain import TO_RUN
 from tilewright.schedule.choices import Choices
+from tilewright.schedule.directives import schedule
+from tilewright.schedule.wgmma_tiles import TILES
 
 Array = np.ndarray[Any, Any]
 pytestmark = [
@@ -261,3 +265,30 @@ def test_tuning_keeps_the_results() -> None:
         np.testing.assert_allclose(
             tuned.run({"x": x, "w": w})["y"], np.maximum(x @ w, 0), rtol=1e-3, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tile", [t for t, _ in TILES], ids=str)
+def test_warpgroups_find_matrices_where_boxes_are_copied(tile: Any, kind: str, dtype: Any) -> None:
+    """Layouts in shared memory and descriptions of tensors, which nobody but hardware knows."""
+    if toolchain().gpus[0].architecture != "sm_90a":
+        pytest.skip("this GPU has no products by warpgroups")
+    found, wanted = lowered(kind, dtype, 200, 264, 328)
+    agree(emulated(schedule(found.kernel, (tile,))), wanted, dtype)
+
+
+def test_tensors_are_described_anew() -> None:
+    """Inputs have new addresses in each call, several kernels are one graph."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+g (float16[1024,256] x, float16[256,1024] w, float16[1024,512] v) => (float16[1024,512] y)
+{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"""
+    ours = tw.compile(parser.parse_model(text), target="cuda")
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal(s).astype(np.float16) for s in ((256, 1024), (1024, 512)))
+    for _ in range(3):
+        x = rng.standard_normal((1024, 256)).astype(np.float16)
+        inner = np.maximum(x.astype(np.float32) @ w.astype(np.float32), 0).astype(np.float16)
+        wanted = inner.astype(np.float32) @ v.astype(np.float32)
+        got = ours.run({"x": x, "w": w, "v": v})["y"].astype(np.float32)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3 * float(np.abs(wanted).max()))

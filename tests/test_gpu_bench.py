@@ -151,6 +151,7 @@ def bench() -> Bench:
 
 
 CASES = {
+    "tiles": ["square 4096 rows wgmma 128x128", "bert up turned mma 64x64"],
     "matmul": [
         "square 8192 f16",
         "square 8192 bf16",

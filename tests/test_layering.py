@@ -30,7 +30,7 @@ LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 READS_ONNX = {"graph", "driver", "backend", "explore"}
 """The driver and the backend take ONNX's classes as arguments; `graph` alone looks inside."""
 
-MOST_LINES = 450
+MOST_LINES = 475
 
 
 def files(package: Path) -> list[Path]:

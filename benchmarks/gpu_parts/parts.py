@@ -12,6 +12,7 @@ from gpu_parts import (
     memory,
     models,
     overhead,
+    tiles,
 )
 from gpu_parts.bench import gpu_bench as bench
 from gpu_parts.bench import require_gpu as require
@@ -23,6 +24,7 @@ LIST = (
     Part("ceilings", "what the device can do at most", ceilings.cases, ceilings.run),
     Part("tests", "the tests that want a GPU", hardware.files, hardware.run, 580),
     Part("matmul", "products of matrices", matmul.cases, matmul.run),
+    Part("tiles", "products of halves by each tile", tiles.cases, tiles.run),
     Part("memory", "kernels that memory limits", memory.cases, memory.run),
     Part("attention", "attention", attention.cases, attention.run),
     Part("conv", "convolutions", conv.cases, conv.run),

@@ -142,7 +142,8 @@ def cuda_workshop(
     """The same for a GPU; constants are in its memory once."""
     cache, weights = CudaKernelCache(options), PackedWeights()
     constants = DeviceConstants(port.device)
-    kept = KeptChoices(cache.store, device_fields(port.device, options))
+    where = {**device_fields(port.device), "tf32": options.tf32}
+    kept = KeptChoices(cache.store, where)
     allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:

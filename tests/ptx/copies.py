@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptx.access import Piece
+from ptx.bulk import copy_boxes
 from ptx.errors import Misaligned, OutOfBounds, Unsupported
 from ptx.frame import Frame, Mask, Step, builds
 from ptx.memory import PENDING, THERE, Array, Use
@@ -79,7 +80,9 @@ def copies_of(frame: Frame) -> Copies:
 
 @builds("cp")
 def asynchronous(frame: Frame, i: Instruction) -> Step:
-    if i.modifiers[0] != "async" or i.has("bulk") or i.has("mbarrier"):
+    if i.has("bulk"):
+        return copy_boxes(frame, i)
+    if i.modifiers[0] != "async" or i.has("mbarrier"):
         raise Unsupported(f"{i}")
     if i.has("commit_group"):
         return commit(frame)

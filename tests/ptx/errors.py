@@ -43,6 +43,14 @@ class GlobalRace(PtxError):
     """Blocks of one launch use the same global memory, and one of them writes."""
 
 
+class Deadlock(PtxError):
+    """A barrier in shared memory that nobody can pass any more."""
+
+
+class Unfenced(PtxError):
+    """Hardware that works by itself was not told of what threads did."""
+
+
 class BarrierDivergence(PtxError):
     """A barrier that not all threads of a block reach together."""
 

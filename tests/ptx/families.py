@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
-from ptx import bits, conversions, copies, floats, integers, lanes, matrices, moves, predicates
+from ptx import (
+    bits,
+    bulk,
+    conversions,
+    copies,
+    floats,
+    integers,
+    lanes,
+    matrices,
+    moves,
+    predicates,
+    warpgroups,
+)
 
-LOADED = (bits, conversions, copies, floats, integers, lanes, matrices, moves, predicates)
+LOADED = (bits, bulk, conversions, copies, floats, integers, lanes, matrices, moves)
+ALSO = (predicates, warpgroups)

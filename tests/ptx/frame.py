@@ -76,10 +76,12 @@ class Frame:
         self.alive = np.zeros(count, np.bool_)
         self.first_block = 0
         self.copies: object = None  # asynchronous copies, where a kernel makes some
+        self.bulk: Any = None  # copies of boxes, and their barriers
+        self.warpgroups: Any = None  # products under way
 
     def poison(self) -> None:
         """No value of an earlier batch is left in a register."""
-        self.copies = None
+        self.copies = self.bulk = self.warpgroups = None
         for register in self.registers.values():
             register.view(np.uint8).fill(1 if register.dtype == np.bool_ else 0xA5)
 

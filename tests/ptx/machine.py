@@ -21,6 +21,7 @@ from ptx.memory import Array, Memory
 from ptx.program import Program
 from ptx.syntax import Instruction, Symbol, Variable
 from ptx.traffic import Traffic
+from ptx.warpgroups import guarded, registers
 
 BATCH_THREADS = 8192
 KIB = 1024
@@ -48,7 +49,7 @@ def launch(
     memory: Memory,
     blocks: int,
     threads: int,
-    parameters: Sequence[int | float],
+    parameters: Sequence[int | float | bytes],
     shared_bytes: int = 0,
     batch_threads: int = BATCH_THREADS,
     traffic: bool = False,
@@ -69,7 +70,7 @@ def launch(
 
 
 def check_launch(
-    kernel: Program, blocks: int, threads: int, parameters: Sequence[int | float]
+    kernel: Program, blocks: int, threads: int, parameters: Sequence[int | float | bytes]
 ) -> None:
     most = min(kernel.most_threads, MOST_THREADS)
     if not 0 < threads <= most:
@@ -105,7 +106,8 @@ class Machine:
         fixed = [v for v in every if v.space == "shared" and not v.external]
         shared, end = layout(fixed)
         dynamic = [v for v in every if v.space == "shared" and v.external]
-        start = -(-end // 16) * 16 if dynamic else end
+        widest = max([16, *(v.align for v in dynamic)])
+        start = -(-end // widest) * widest if dynamic else end
         own, local_bytes = layout([v for v in every if v.space == "local"])
         self.check_shared(start + shared_bytes)
         spaces = Spaces(memory, shape.blocks, shape.row, start + shared_bytes, local_bytes)
@@ -127,14 +129,27 @@ class Machine:
         if total > most:
             raise LaunchFault(f"{self.kernel.name}: {total} bytes of shared memory, {most} at most")
 
-    def set_parameters(self, parameters: Sequence[int | float]) -> None:
+    def set_parameters(self, parameters: Sequence[int | float | bytes]) -> None:
         for variable, value in zip(self.kernel.parameters, parameters, strict=True):
+            if isinstance(value, bytes):
+                if len(value) != variable.size:
+                    raise LaunchFault(f"{len(value)} bytes for {variable.size} of {variable.name}")
+                self.frame.symbols[variable.name] = self.frame.spaces.memory.put(
+                    np.frombuffer(value, np.uint8)
+                )
+                continue
             dtype = TYPES[variable.type]
             if np.dtype(dtype).kind in "iu":
                 value = int(value) % (1 << 8 * variable.size)
                 dtype = TYPES[f"u{8 * variable.size}"]
             self.frame.parameters[variable.name] = np.array([value], dtype).view(np.uint8)
-        self.steps = [self.step(i) for i in self.kernel.instructions]
+        every = self.kernel.instructions
+        products = [i.operands[0] for i in every if i.has("mma_async")]
+        sums = frozenset[str]().union(*map(registers, products))
+        built = [self.step(i) for i in every]
+        self.steps = [
+            s and guarded(self.frame, i, s, sums) for i, s in zip(every, built, strict=True)
+        ]
         self.guards = [self.guard(i) for i in self.kernel.instructions]
         self.meets = [i.has("sync") for i in self.kernel.instructions]
 
@@ -196,6 +211,8 @@ class Machine:
             self.follow(place, self.groups.pop(place), together)
         if self.arrived.any():
             self.stuck()
+        if frame.bulk is not None:
+            frame.bulk.end()
 
     def add(self, place: int, mask: Array) -> None:
         if mask.any():

@@ -244,7 +244,7 @@ def apply(name: str, piece: Piece, kind: Any, operands: list[Array], returns: bo
     return old
 
 
-@builds("membar", "fence", "prefetch", "prefetchu", "nanosleep", "griddepcontrol")
+@builds("membar", "prefetch", "prefetchu", "nanosleep", "griddepcontrol")
 def nothing(frame: Frame, i: Instruction) -> Step:
     """Memory is always in order here."""
     return lambda mask: None

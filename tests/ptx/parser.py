@@ -325,7 +325,10 @@ class Parser:
         if self.accept("+"):
             sign = -1 if self.accept("-") else 1
             offset = sign * int(self.next().rstrip("U"), 0)
+        box = self.operand() if self.accept(",") else None
         self.expect("]")
+        if box is not None and not isinstance(box, Several):
+            raise SyntaxFault(f"line {self.line()}: no coordinates")
         if isinstance(base, Real):
             raise SyntaxFault(f"line {self.line()}: a real number as an address")
-        return Address(base, offset)
+        return Address(base, offset, box)

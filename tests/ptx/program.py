@@ -16,6 +16,7 @@ from ptx.syntax import (
     Function,
     Guard,
     Instruction,
+    Integer,
     Label,
     Negation,
     Operand,
@@ -167,10 +168,11 @@ class Renaming:
                 return self.register(operand)
             case Symbol():
                 return self.symbol(operand)
-            case Address(Register() as base, offset):
-                return Address(self.register(base), offset)
-            case Address(Symbol() as base, offset):
-                return Address(self.symbol(base), offset)
+            case Address(base, offset, box):
+                renamed = self.operand(base)
+                assert isinstance(renamed, (Register, Symbol, Integer))
+                at = None if box is None else Several(tuple(map(self.operand, box.items)))
+                return Address(renamed, offset, at)
             case Negation(predicate):
                 return Negation(self.register(predicate))
             case Several(items):

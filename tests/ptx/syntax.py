@@ -34,6 +34,7 @@ class Symbol:
 class Address:
     base: Register | Symbol | Integer
     offset: int
+    box: Several | None = None  # coordinates in the tensor that is described there
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,17 @@ from tilewright.codegen.mma import print_async, print_mma
 from tilewright.codegen.quotients import FUNCTIONS, MOST, by_magic, divided
 from tilewright.codegen.spelling import SUFFIX, module_of
 from tilewright.codegen.tiles import indent
+from tilewright.codegen.wgmma import (
+    print_arrived,
+    print_fetch,
+    print_settle,
+    print_stages,
+    print_wgmma,
+)
 from tilewright.dtypes import DType
 from tilewright.loops.ir import (
     Alloc,
+    Arrived,
     Barrier,
     Block,
     Buffer,
@@ -24,16 +32,24 @@ from tilewright.loops.ir import (
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     Kernel,
     Load,
     LoopKind,
     Mma,
+    Settle,
     Space,
+    Stages,
     Stmt,
     Store,
+    TensorMap,
     Tile,
     Wait,
+    Wgmma,
+    index_const,
+    substitute,
+    walk,
 )
 from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import ScalarOp
@@ -41,6 +57,7 @@ from tilewright.loops.verify_threads import WARP, between_barriers, has_threads,
 
 LIBRARY = "tilewright_kernels.cuda"
 HALVES = ("f16", "bf16")
+RANKS = range(2, 6)  # axes of tensors that hardware copies boxes of
 THREADS = 256  # of a block, where the kernel does not say
 ALIGNMENT = 16  # bytes of the widest access
 COMBINED = {
@@ -59,6 +76,9 @@ _MODULES = {
     **dict.fromkeys(("parts_down", "parts_across", "lane_across", "load_words4"), "mma"),
     "word_to_tf32": "halves",
     **dict.fromkeys((f"pack_{t}" for t in HALVES), "halves"),
+    **dict.fromkeys((f"wgmma_{t}" for t in (*HALVES, "commit", "fence", "wait")), "wgmma"),
+    **dict.fromkeys((f"barrier_{v}" for v in ("init", "expect", "wait")), "bulk"),
+    **dict.fromkeys(("barriers_ready", *(f"copy_box{n}" for n in RANKS)), "bulk"),
     **dict.fromkeys(("copy_vector", "copy_async", "copy_async_filled"), "memory"),
     **dict.fromkeys(("async_commit", "async_wait"), "memory"),
     **dict.fromkeys(FUNCTIONS, "quotients"),
@@ -67,9 +87,17 @@ _MODULES = {
 
 
 @dataclass(frozen=True)
+class Map:
+    """A parameter that describes a tensor to the hardware: that of the `pointer`-th parameter."""
+
+    pointer: int
+    tensor: TensorMap
+
+
+@dataclass(frozen=True)
 class Launch:
     """A printed kernel and how it is launched: `pointers` and then `numbers` are its parameters,
-    after them a pointer to an error code if it makes `checks`."""
+    after them a pointer to an error code if it makes `checks`, and `maps`."""
 
     text: str
     pointers: tuple[DType, ...]
@@ -78,6 +106,7 @@ class Launch:
     threads: int
     shared_bytes: int
     checks: int
+    maps: tuple[Map, ...] = ()
 
 
 def emit_cuda(kernel: Kernel) -> Launch:
@@ -94,12 +123,14 @@ class _CudaEmitter(Emitter):
 
     def launch(self) -> Launch:
         self.ranges = axis_ranges(self.kernel.body)
+        self.maps: list[Map] = []
         self.threads = threads_of(self.kernel) if has_threads(self.kernel) else THREADS
         body = self._blocks(self.kernel.body)
         params = [f"p{k}" for k in range(len(self.kernel.params))]
         params += [f"n{k}" for k in range(len(self.numbers))]
         if self.checks:
             params.append("errors")
+        params += [f"m{k}" for k in range(len(self.maps))]
         lines = [*self._imports(), "", "", f"def kernel({', '.join(params)}):", *indent(body)]
         return Launch(
             "\n".join(lines) + "\n",
@@ -109,6 +140,7 @@ class _CudaEmitter(Emitter):
             self.threads,
             self.most_shared,
             self.checks,
+            tuple(self.maps),
         )
 
     def module(self, name: str) -> str:
@@ -178,10 +210,21 @@ class _CudaEmitter(Emitter):
             return [self._copy(s)]
         if s.kind is LoopKind.ASYNC:
             return [print_async(self, s)]
+        if s.kind is LoopKind.UNROLLED and isinstance(s.extent, Const) and _has_registers(s):
+            places = map(index_const, range(int(s.extent.value)))
+            each = (substitute(s.body, {s.axis: k}) for k in places)
+            return [line for body in each for line in self._statement(body)]  # type: ignore[arg-type]
         once, self.once = self.once, False
         lines = super()._loop(replace(s, kind=LoopKind.SERIAL))  # NVVM unrolls as it sees fit
         self.once = once
         return lines
+
+    def extent(self, s: For, extent: Expr) -> str:
+        """The assembler keeps sums of products that go on in place only if the loop around them
+        certainly runs."""
+        if isinstance(extent, Const) and any(isinstance(n, Wgmma) for n in walk(s)):
+            return f"({self.number(int(extent.value) - 1)} & {MOST}) + 1"
+        return super().extent(s, extent)
 
     def _statement(self, s: Stmt) -> list[str]:
         match s:
@@ -197,7 +240,25 @@ class _CudaEmitter(Emitter):
                 return print_mma(self, s)
             case Block(stmts=stmts) if self.once:
                 return self._after_each_other(stmts)
+            case Stages(stages=stages):
+                return print_stages(self, self._share(DType.U64, stages), stages)
+            case Fetch():
+                return print_fetch(self, s)
+            case Arrived():
+                return [print_arrived(self, s)]
+            case Wgmma():
+                return print_wgmma(self, s)
+            case Settle():
+                return [print_settle(self, s)]
         return super()._statement(s)
+
+    def map_of(self, tensor: TensorMap) -> str:
+        """The name of the parameter that describes a tensor."""
+        pointer = [b.name for b in self.kernel.params].index(tensor.buffer.name)
+        found = Map(pointer, tensor)
+        if found not in self.maps:
+            self.maps.append(found)
+        return f"m{self.maps.index(found)}"
 
     def _after_each_other(self, stmts: tuple[Stmt, ...]) -> list[str]:
         """What has ended before a barrier leaves its shared memory to what follows."""
@@ -280,3 +341,8 @@ class _CudaEmitter(Emitter):
         name, owner = self.memory(b)
         form = offset(b, index, self.ranges)
         return name, self.linear(form.without(axis) if axis else form, owner)
+
+
+def _has_registers(s: Stmt) -> bool:
+    """Whether it uses registers of a thread by an index."""
+    return any(isinstance(n, Load) and n.buffer.space is Space.THREAD for n in walk(s))

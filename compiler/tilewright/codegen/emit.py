@@ -33,14 +33,17 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Barrier,
     Block,
+    Box,
     Buffer,
     Cast,
     Combine,
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Kernel,
@@ -48,12 +51,15 @@ from tilewright.loops.ir import (
     LoopKind,
     Mma,
     Select,
+    Settle,
     Space,
+    Stages,
     Stmt,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     dtype_of,
     walk,
 )
@@ -216,7 +222,9 @@ class Emitter:
                 return [self._accumulate(s)]
             case Tile():
                 return self._tile(s)
-            case Barrier() | Combine() | Commit() | Wait() | Mma():
+            case Barrier() | Combine() | Commit() | Wait() | Mma() | Stages() | Fetch():
+                raise NotImplementedError("the tasks of this target do not meet")
+            case Box() | Arrived() | Wgmma() | Settle():
                 raise NotImplementedError("the tasks of this target do not meet")
             case _:
                 assert_never(s)

@@ -14,24 +14,30 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Barrier,
     Block,
+    Box,
     Cast,
     Combine,
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Kernel,
     Load,
     Mma,
     Select,
+    Settle,
+    Stages,
     Stmt,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     dtype_of,
 )
 from tilewright.loops.scalars import ScalarOp
@@ -66,9 +72,14 @@ def run_statement(s: Stmt, axes: Axes, arrays: Arrays) -> None:
                 run_statement(t, axes, arrays)
         case Alloc(buffer=b, body=body):
             run_statement(body, axes, {**arrays, b.name: poisoned(b.shape, b.dtype)})
-        case Tile(meaning=meaning) | Mma(meaning=meaning):
+        case Tile(meaning=meaning) | Mma(meaning=meaning) | Wgmma(meaning=meaning):
             run_statement(meaning, axes, arrays)
-        case Barrier() | Commit() | Wait():
+        case Fetch(boxes=boxes):
+            for box in boxes:
+                run_statement(box, axes, arrays)
+        case Box(meaning=meaning):
+            run_statement(meaning, axes, arrays)
+        case Barrier() | Commit() | Wait() | Stages() | Arrived() | Settle():
             pass
         case Combine():
             _combine(s, arrays[s.buffer.name])

@@ -3,7 +3,7 @@
     expr   = Const | Var | Load(buffer, index) | Apply(op, args) | Cast(dtype, arg) | Select(cond,
     then, otherwise)
     stmt   = Store | Accumulate | For | If | Block | Alloc | Tile | Barrier | Combine
-           | Commit | Wait | Mma
+           | Commit | Wait | Mma | Stages | Fetch | Box | Arrived | Wgmma | Settle
     kernel = Kernel(name, params, body)
 
 Nodes are frozen: a pass returns a new tree, or the *same* tree when nothing changed. Indices are
@@ -20,21 +20,14 @@ from enum import Enum
 from typing import TypeVar, Union
 
 from tilewright.dtypes import DType
+from tilewright.loops.buffers import Buffer as Buffer
+from tilewright.loops.buffers import Space as Space
+from tilewright.loops.buffers import TensorMap as TensorMap
+from tilewright.loops.buffers import strides_of as strides_of
 from tilewright.loops.scalars import CHECKS, ScalarOp
 
 Scalar = float | int | bool
 Operand = Union["Expr", float, int, bool]
-
-
-class Space(Enum):
-    """Where a buffer lives: in memory that outlives the kernel, in a task's own scratch, in what
-    the threads of a block share, or in the registers of each thread of a block (its first index is
-    the thread)."""
-
-    GLOBAL = "global"
-    LOCAL = "local"
-    SHARED = "shared"
-    THREAD = "thread"
 
 
 class LoopKind(Enum):
@@ -115,19 +108,6 @@ class Arithmetic:
 
     def ne(self, other: Operand) -> Apply:
         return apply(ScalarOp.NE, self, other)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Memory for a tensor. `strides` count elements; None means C order without gaps. `values` are
-    the least and greatest element, if they are known: then elements may be indices."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None = None
-    space: Space = Space.GLOBAL
-    values: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +263,65 @@ class Mma:
     meaning: Stmt
 
 
-Together = Barrier | Combine | Commit | Wait | Mma  # of the threads of a block or a warp
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Each of `stages` places in shared memory has a barrier, at which copies to it arrive."""
+
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Copies a box of a tensor, beginning at `at`, to `target` in shared memory; zeros beyond the
+    tensor. The meaning is `meaning`: plain loops."""
+
+    target: Buffer
+    place: tuple[Expr, ...]
+    tensor: TensorMap
+    at: tuple[Expr, ...]
+    meaning: Stmt
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """One thread starts the copies that fill stage `step` % `stages` for the `step`-th step."""
+
+    step: Expr
+    stages: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What was fetched for the `step`-th step is there."""
+
+    step: Expr
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wgmma:
+    """Starts adding products of two tiles in shared memory to the sums of warpgroups: as Mma, of
+    `depth` elements of each line, while the threads go on."""
+
+    sums: Buffer
+    left: Load
+    right: Load
+    depth_last: tuple[bool, bool]
+    depth: int
+    meaning: Stmt
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """All but the last `pending` Wgmma of each warpgroup are done."""
+
+    sums: Buffer
+    pending: int
+
+
+Ahead = Stages | Fetch | Box | Arrived | Wgmma | Settle  # of hardware that works by itself
+Together = Barrier | Combine | Commit | Wait | Mma | Ahead  # of the threads of a block or a warp
 Stmt = Store | Accumulate | For | If | Block | Alloc | Tile | Together
 
 
@@ -303,6 +341,7 @@ Node = Expr | Stmt
 ANY = (
     *(Const, Var, Load, Apply, Cast, Select),
     *(Store, Accumulate, For, If, Block, Alloc, Tile, Barrier, Combine, Commit, Wait, Mma),
+    *(Stages, Fetch, Box, Arrived, Wgmma, Settle),
 )
 N = TypeVar("N", bound=Node)
 
@@ -343,18 +382,6 @@ def as_expr(value: object, dtype: DType) -> Expr:
 def index_const(value: int) -> Const:
     """An int64 constant."""
     return Const(int(value), DType.I64)
-
-
-def strides_of(buffer: Buffer) -> tuple[int, ...]:
-    """The element strides of a buffer, C order if it names none."""
-    if buffer.strides is not None:
-        return buffer.strides
-    out: list[int] = []
-    step = 1
-    for n in reversed(buffer.shape):
-        out.append(step)
-        step *= n
-    return tuple(reversed(out))
 
 
 def children(node: Node) -> tuple[Node, ...]:
@@ -412,7 +439,7 @@ def map_children(node: Node, f: Callable[[Node], Node]) -> Node:
 
 
 _CHILD_FIELDS: dict[type, tuple[str, ...]] = {
-    **dict.fromkeys((Const, Var, Barrier, Combine, Commit, Wait), ()),
+    **dict.fromkeys((Const, Var, Barrier, Combine, Commit, Wait, Stages, Settle), ()),
     Load: ("index",),
     Apply: ("args",),
     Cast: ("arg",),
@@ -424,7 +451,10 @@ _CHILD_FIELDS: dict[type, tuple[str, ...]] = {
     Block: ("stmts",),
     Alloc: ("body",),
     Tile: ("meaning",),
-    Mma: ("left", "right", "meaning"),
+    **dict.fromkeys((Mma, Wgmma), ("left", "right", "meaning")),
+    Fetch: ("step", "boxes"),
+    Box: ("place", "at", "meaning"),
+    Arrived: ("step",),
 }
 
 

@@ -8,14 +8,17 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Barrier,
     Block,
+    Box,
     Buffer,
     Cast,
     Combine,
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Kernel,
@@ -23,11 +26,14 @@ from tilewright.loops.ir import (
     LoopKind,
     Mma,
     Select,
+    Settle,
+    Stages,
     Stmt,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     strides_of,
 )
 from tilewright.loops.scalars import ScalarOp
@@ -93,6 +99,20 @@ def _statement(s: Stmt) -> list[str]:
             return [f"wait for copies, {pending} groups aside"]
         case Mma(sums=sums, meaning=meaning):
             return [f"mma {sums.name}:", *_indent(_statement(meaning))]
+        case Stages(stages=stages):
+            return [f"barriers of {stages} stages"]
+        case Fetch(step=step, stages=stages, boxes=boxes):
+            inner = [line for box in boxes for line in _statement(box)]
+            return [f"fetch {show_expr(step)} of {stages} stages:", *_indent(inner)]
+        case Box(target=b, at=at, tensor=tensor, meaning=meaning):
+            head = f"box {tensor.buffer.name} at{_at(at)} to {b.name}:"
+            return [head, *_indent(_statement(meaning))]
+        case Arrived(step=step, stages=stages):
+            return [f"wait for {show_expr(step)} of {stages} stages"]
+        case Wgmma(sums=sums, meaning=meaning):
+            return [f"wgmma {sums.name}:", *_indent(_statement(meaning))]
+        case Settle(sums=sums, pending=pending):
+            return [f"wait for {sums.name}, {pending} products aside"]
         case _:
             assert_never(s)
 

@@ -8,20 +8,26 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Block,
+    Box,
     Buffer,
     Cast,
     Combine,
     Const,
+    Fetch,
     For,
     Kernel,
     Load,
     Mma,
     Node,
+    Settle,
+    Stages,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     walk,
 )
 
@@ -68,6 +74,15 @@ def _token(n: Node, numbers: dict[str, int]) -> Hashable:
             return kind, _buffer(acc, numbers), numbers.get(rows), numbers.get(columns)
         case Wait(pending=pending):
             return kind, pending
-        case Mma(sums=sums, depth_last=depth_last):
+        case Mma(sums=sums, depth_last=depth_last) | Wgmma(sums=sums, depth_last=depth_last):
             return kind, _buffer(sums, numbers), depth_last
+        case Stages(stages=stages) | Arrived(stages=stages):
+            return kind, stages
+        case Fetch(stages=stages, boxes=boxes):
+            return kind, stages, len(boxes)
+        case Box(target=target, tensor=t):
+            source = t.offset, t.extents, t.strides, t.box
+            return kind, _buffer(target, numbers), _buffer(t.buffer, numbers), source
+        case Settle(sums=sums, pending=pending):
+            return kind, _buffer(sums, numbers), pending
     return kind

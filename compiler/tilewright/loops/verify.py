@@ -24,14 +24,17 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Barrier,
     Block,
+    Box,
     Buffer,
     Cast,
     Combine,
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Kernel,
@@ -39,12 +42,15 @@ from tilewright.loops.ir import (
     LoopKind,
     Mma,
     Select,
+    Settle,
     Space,
+    Stages,
     Stmt,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     dtype_of,
     variables,
     walk,
@@ -117,11 +123,18 @@ class _Verifier:
             case Combine(buffer=b):
                 if scope.buffers.get(b.name) != b:
                     scope.fail(f"the combined buffer {b.name} is not in scope")
-            case Mma(sums=sums, meaning=meaning):
+            case Mma(sums=sums, meaning=meaning) | Wgmma(sums=sums, meaning=meaning):
                 if sums.name not in scope.buffers:
                     scope.fail(f"the sums {sums.name} are not in scope")
                 self.statement(meaning, scope.at("mma"))
-            case Barrier() | Commit() | Wait():
+            case Fetch(boxes=boxes):
+                for box in boxes:
+                    self.statement(box, scope)
+            case Box(target=target, meaning=meaning):
+                if target.name not in scope.buffers:
+                    scope.fail(f"the target {target.name} of a copy is not in scope")
+                self.statement(meaning, scope.at("box"))
+            case Barrier() | Commit() | Wait() | Stages() | Arrived() | Settle():
                 pass
             case _:
                 assert_never(s)

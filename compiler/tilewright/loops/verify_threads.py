@@ -8,6 +8,7 @@
 * what one thread writes, another reads or writes only after a barrier;
 * what is copied asynchronously is read only after a wait and then a barrier;
 * the lanes of a warp come to its matrix products together;
+* what hardware does by itself is waited for (`verify_ahead`);
 * what outlives the block is written by threads, and no two write one element;
 * shared memory that is used again after its buffers have ended has no copies on their way to it;
 * the shared memory of a block fits.
@@ -16,10 +17,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from math import prod
-from typing import NoReturn, Union
+from typing import NoReturn
 
 from tilewright.errors import VerifyError
 from tilewright.loops.affine import Range, Ranges, linear, simplify_index
@@ -29,13 +29,16 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Barrier,
     Block,
+    Box,
     Buffer,
     Combine,
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Kernel,
@@ -43,12 +46,15 @@ from tilewright.loops.ir import (
     LoopKind,
     Mma,
     Node,
+    Settle,
     Space,
+    Stages,
     Stmt,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     children,
     rewrite,
     substitute,
@@ -57,6 +63,7 @@ from tilewright.loops.ir import (
 )
 from tilewright.loops.locate import axis_ranges, offset
 from tilewright.loops.scalars import MONOIDS, ScalarOp
+from tilewright.loops.verify_ahead import Event, Phase, Places, UnderWay, note_ahead
 
 WARP = 32
 QUAD = 4  # lanes that share the rows of a matrix in registers
@@ -65,10 +72,6 @@ OTHER_THREADS = (LoopKind.PARALLEL, LoopKind.BLOCK, LoopKind.THREAD)
 MAX_SHARED_BYTES = 227 << 10
 
 INNER = "axis "  # begins the names of axes inside of a loop over threads
-
-Element = tuple[Expr, ...]
-_Event = Union["_Phase", Barrier, Commit, Wait]
-Places = dict[Element, tuple[Range, ...]]  # with the range of each index, and of the offset
 
 
 def has_threads(kernel: Kernel) -> bool:
@@ -121,16 +124,6 @@ def verify_threads(kernel: Kernel) -> None:
     _Checker(kernel).run()
 
 
-@dataclass
-class _Phase:
-    """What the threads read and write between two points at which they meet."""
-
-    reads: dict[str, Places] = field(default_factory=dict)
-    writes: dict[str, Places] = field(default_factory=dict)
-    of_one: bool = False  # a single thread does all of it
-    copied: dict[str, int] = field(default_factory=dict)  # asynchronously; the stages there are
-
-
 class _Checker:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -175,7 +168,9 @@ class _Checker:
             case Store(buffer=b) | Accumulate(buffer=b):
                 if b.space is not Space.LOCAL:
                     self.fail(f"{b.name} is written outside of the threads")
-            case Tile() | Barrier() | Commit() | Wait() | Mma():
+            case Fetch() | Box() | Wgmma():
+                self.fail("copies and products are started outside of the threads")
+            case Tile() | Barrier() | Commit() | Wait() | Mma() | Stages() | Arrived() | Settle():
                 pass
 
     def reused(self, stmts: Sequence[Stmt]) -> None:
@@ -195,9 +190,9 @@ class _Checker:
     def inside(self, loop: For) -> None:
         """The body of a loop over threads."""
         for n in walk(loop.body):
-            if isinstance(n, (Barrier, Combine, Commit, Wait)):
+            if isinstance(n, (Barrier, Combine, Commit, Wait, Stages, Arrived, Settle)):
                 self.fail("some threads might not come to a place where all must meet")
-            if isinstance(n, If) and any(isinstance(m, Mma) for m in walk(n)):
+            if isinstance(n, If) and any(isinstance(m, (Mma, Wgmma)) for m in walk(n)):
                 self.fail("some lanes of a warp might not come to its matrix product")
             if isinstance(n, For) and n.kind in OTHER_THREADS:
                 self.fail(f"loop {n.axis} over {n.kind.value}s inside of the threads")
@@ -251,13 +246,17 @@ class _Checker:
     # -- what needs a barrier in between
 
     def races(self) -> None:
-        seen: list[_Phase] = []
+        seen: list[Phase] = []
         copies = Copies()
+        ahead = UnderWay(_apart)
         for phase in _phases(self.kernel.body, axis_ranges(self.kernel.body)):
+            if why := ahead.see(phase):
+                self.fail(why)
             if isinstance(phase, Barrier):
                 seen = []
-            if not isinstance(phase, _Phase):
-                copies.meet(phase)
+            if not isinstance(phase, Phase):
+                if not isinstance(phase, (Arrived, Settle)):
+                    copies.meet(phase)
                 continue
             if (early := copies.touch(phase.reads, phase.copied)) is not None:
                 self.fail(f"{early} is read before copies to it are waited for")
@@ -265,9 +264,10 @@ class _Checker:
                 self.compare(before, phase)
             seen.append(phase)
 
-    def compare(self, before: _Phase, after: _Phase) -> None:
+    def compare(self, before: Phase, after: Phase) -> None:
         for name, places in before.writes.items():
-            for touched in (after.reads, after.writes):
+            arrives = name in before.fetched  # what is read of it was waited for: `verify_ahead`
+            for touched in (after.writes,) if arrives else (after.reads, after.writes):
                 if name in touched and not _apart(places, touched[name]):
                     self.fail(f"{name} is used again without a barrier")
         for name, places in before.reads.items():
@@ -325,11 +325,11 @@ def _dividend(e: Expr, divisor: Const) -> Expr:
     return e.args[0] if is_remainder else e  # type: ignore[union-attr]
 
 
-def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
+def _phases(s: Stmt, ranges: Ranges) -> Iterator[Event]:
     """What happens in order; a loop's body twice, because its end meets its beginning, unless it
     has none but the first iteration."""
     match s:
-        case Barrier() | Commit() | Wait():
+        case Barrier() | Commit() | Wait() | Arrived() | Settle():
             yield s
         case For(kind=LoopKind.THREAD):
             yield _phase(s, ranges)
@@ -337,7 +337,7 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
             yield from _phases(body, ranges)
             if isinstance(s.extent, Const) and s.extent.value <= 1:
                 return
-            if any(_is_async(n) for n in walk(body)):  # their stages tell iterations apart
+            if any(map(_is_ahead, walk(body))):  # their stages tell iterations apart
                 body = substitute(body, {axis: Var(axis) + 1})  # type: ignore[assignment]
             yield from _phases(body, ranges)
         case For(body=body) | If(body=body) | Alloc(body=body):
@@ -347,12 +347,13 @@ def _phases(s: Stmt, ranges: Ranges) -> Iterator[_Event]:
                 yield from _phases(t, ranges)
 
 
-def _phase(loop: For, ranges: Ranges) -> _Phase:
-    phase = _Phase(of_one=_is_of_one(loop))
+def _phase(loop: For, ranges: Ranges) -> Phase:
+    phase = Phase(of_one=_is_of_one(loop))
     for n in walk(loop):
         if _is_async(n):
             target = n.body.buffer  # type: ignore[union-attr]
             phase.copied[target.name] = target.shape[0]  # type: ignore[union-attr]
+    note_ahead(phase, loop)
     names = _Names()
     for n, facts in _accesses(loop, ranges, {}, names):
         kind = phase.reads if isinstance(n, Load) else phase.writes
@@ -386,6 +387,10 @@ def _is_of_one(loop: For) -> bool:
         case If(condition=Apply(op=ScalarOp.EQ, args=(Var(name=name), Const()))):
             return name == loop.axis
     return False
+
+
+def _is_ahead(n: Node) -> bool:
+    return _is_async(n) or isinstance(n, Fetch)
 
 
 def _is_async(n: Node) -> bool:

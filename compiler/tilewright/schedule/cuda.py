@@ -31,7 +31,10 @@ from tilewright.schedule.task_blocks import TaskBlocks, widest_nest
 from tilewright.schedule.thin_tiles import thin_tiles
 from tilewright.schedule.transposed import Transpose, read_along
 from tilewright.schedule.vectors import Vectorize, lanes_for
+from tilewright.schedule.wgmma_tiles import best_tile, is_of_halves
 
+LEAST = "sm_80"  # what every GPU can do that is supported
+WITH_WARPGROUPS = "sm_90a"
 BLOCKS = 256  # about two to a multiprocessor: fewer leave parts of the machine idle
 TILES = (
     BlockTile(128, 128, 16, 8, 8),
@@ -89,10 +92,11 @@ def choose_cuda_schedule(
     tf32: bool = False,
     journal: Journal | None = None,
     pick: Pick = by_cost_model,
+    architecture: str = LEAST,
 ) -> Kernel:
-    """The kernel with a schedule that suits its kind; `tf32` lets products of float32 round their
-    factors for tensor cores. A journal takes down what was tried, and `pick` decides where there
-    are several good ways."""
+    """The kernel with a schedule that suits its kind and the GPUs of an architecture; `tf32` lets
+    products of float32 round their factors for tensor cores. A journal takes down what was tried,
+    and `pick` decides where there are several good ways."""
     builder = Builder(lowered.kernel, journal)
     if lowered.group.nest is not None:
         if not attend(builder, pick):
@@ -101,7 +105,11 @@ def choose_cuda_schedule(
     sums = any(isinstance(n, Accumulate) for n in walk(lowered.kernel.body))
     if not sums:
         _map(builder, pick)
-    elif not (_multiply(builder, tf32, pick) or _cooperate(builder, pick) or _columns(builder)):
+    elif not (
+        _multiply(builder, tf32, pick, architecture)
+        or _cooperate(builder, pick)
+        or _columns(builder)
+    ):
         _by_results(builder, pick)
     return builder.kernel
 
@@ -115,7 +123,7 @@ def _share_tasks(builder: Builder) -> None:
         builder.attempt(TaskBlocks(threads))
 
 
-def _multiply(builder: Builder, tf32: bool, pick: Pick) -> bool:
+def _multiply(builder: Builder, tf32: bool, pick: Pick, architecture: str) -> bool:
     product = find_product(builder.kernel)
     if product is None:
         return False
@@ -127,6 +135,12 @@ def _multiply(builder: Builder, tf32: bool, pick: Pick) -> bool:
     )
     if columns < MIN_COLUMNS or rows < MIN_ROWS or depth < MIN_DEPTH:
         return False
+    if architecture == WITH_WARPGROUPS and is_of_halves(product):
+        groups = best_tile(product)
+        if groups is None:
+            builder.remark("too few results for products by warpgroups")
+        elif builder.attempt_if_shown(groups):
+            return True
     wide = _fitting(WIDE_TILES, rows, columns, batch)
     if tf32 and _multiply_rounded(builder, _deep(wide, TF32_DEPTHS, depth)):
         return True

@@ -17,12 +17,15 @@ from tilewright.loops.ir import (
     Accumulate,
     Alloc,
     Apply,
+    Arrived,
     Barrier,
+    Box,
     Buffer,
     Combine,
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Kernel,
@@ -30,11 +33,14 @@ from tilewright.loops.ir import (
     LoopKind,
     Mma,
     Node,
+    Settle,
+    Stages,
     Stmt,
     Store,
     Tile,
     Var,
     Wait,
+    Wgmma,
     children,
     index_const,
     rewrite,
@@ -162,7 +168,9 @@ class _Distribute:
             case Store() | Accumulate() | If() | Tile():
                 leaf = substitute(rewrite(s, self._grow), {self.axis: self.position})
                 return For(self.inner, self.length, leaf, baked=self.baked)  # type: ignore[arg-type]
-            case Barrier() | Combine() | Commit() | Wait() | Mma():
+            case Barrier() | Combine() | Commit() | Wait() | Mma() | Stages() | Fetch():
+                raise ScheduleError(f"the threads of a block meet inside the loop over {self.axis}")
+            case Box() | Arrived() | Wgmma() | Settle():
                 raise ScheduleError(f"the threads of a block meet inside the loop over {self.axis}")
             case _:
                 assert_never(s)

@@ -100,11 +100,11 @@ class MmaTile:
         assert left is not None and right is not None
         if not multiplies(left.dtype, right.dtype, product.total.dtype):
             raise ScheduleError(f"{self}: no tensor core multiplies {left.dtype} by {right.dtype}")
-        return _MmaTiling(self, kernel, product, (left, right)).run()
+        return MmaTiling(self, kernel, product, (left, right)).run()
 
 
 @dataclass
-class _MmaTiling:
+class MmaTiling:
     how: MmaTile
     kernel: Kernel
     product: Product
@@ -236,7 +236,7 @@ class _MmaTiling:
         per = (how.depth if s.depth_last else lines) // count
         major, minor = vector // per, vector % per
         block = Var(("block_row", "block_column")[side])
-        at, deep = _Position(block, lines, total), _Position(step, how.depth, self.sizes[2])
+        at, deep = Position(block, lines, total), Position(step, how.depth, self.sizes[2])
         along, across = (deep, at) if s.depth_last else (at, deep)
         if along.total % count:
             return None
@@ -378,7 +378,7 @@ class _MmaTiling:
 
 
 @dataclass(frozen=True)
-class _Position:
+class Position:
     """Where a block's elements are among `total`: from `block` * `size` on."""
 
     block: Expr

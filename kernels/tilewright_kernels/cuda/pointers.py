@@ -64,12 +64,22 @@ stack_b8, stack_f16, stack_bf16 = stack_u8, stack_u16, stack_u16
 
 def _dynamic_shared(builder: Any) -> Any:
     """The block's dynamic shared memory, whose size the launch says, as a generic pointer."""
-    module = builder.module
+    variable = _shared_variable(builder.module)
+    return builder.addrspacecast(builder.bitcast(variable, I8.as_pointer(SHARED)), I8.as_pointer())
+
+
+def align_shared(builder: Any, alignment: int) -> None:
+    """The shared memory of this kernel begins at a multiple of so many bytes."""
+    variable = _shared_variable(builder.module)
+    variable.align = max(variable.align, alignment)
+
+
+def _shared_variable(module: Any) -> Any:
     variable = module.globals.get(SHARED_NAME)
     if variable is None:
         variable = ir.GlobalVariable(module, ir.ArrayType(I8, 0), SHARED_NAME, SHARED)
         variable.linkage, variable.align = "external", ALIGNMENT
-    return builder.addrspacecast(builder.bitcast(variable, I8.as_pointer(SHARED)), I8.as_pointer())
+    return variable
 
 
 def _shared_array(dtype: Any) -> Any:

@@ -9,10 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tilewright.loops.ir import TensorMap
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.schedule.library import Gemm
 
 LEGACY_STREAM = 1  # the stream that waits for all others but those that opted out
+WORD = 8  # bytes of a parameter
+MAP_WORDS = 16  # of a parameter that describes a tensor
+MAP_BYTES = MAP_WORDS * WORD
 VECTOR_BYTES = 16  # kernels read and write this much at once: arrays begin at a multiple
 
 
@@ -30,13 +34,21 @@ class DeviceMemory(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One launch: `parameters` are 8 bytes each, in the kernel's order; they may be changed."""
+    """One launch: `parameters` are 8 bytes each, in the kernel's order, but for the last `maps`
+    ones, which are 128 bytes each; they may be changed."""
 
     function: Any
     blocks: int
     threads: int
     shared_bytes: int
     parameters: np.ndarray
+    maps: int = 0
+
+    @property
+    def places(self) -> list[int]:
+        """The first word of each parameter."""
+        plain = len(self.parameters) - MAP_WORDS * self.maps
+        return [*range(plain), *range(plain, len(self.parameters), MAP_WORDS)]
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,9 @@ class Device(Protocol):
 
     def clear(self, address: int, nbytes: int) -> None:
         """Sets bytes to zero."""
+
+    def tensor_map(self, tensor: TensorMap, address: int) -> np.ndarray:
+        """The words that describe a tensor, whose buffer is at the address, to the hardware."""
 
     def load(self, kernel: CompiledKernel) -> Any:
         """The kernel, ready to be launched."""

@@ -7,10 +7,13 @@ out the passes for those shortens the front end by a fifth, with the same result
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.cuda import utils
 from numba.cuda.compiler import (
     CreateLibrary,
@@ -49,6 +52,10 @@ ELEMENTS: dict[DType, Any] = {
     DType.BOOL: types.uint8,
 }
 
+MAP_WORDS, MAP_ALIGNMENT = 16, 64
+MAP_TYPE = f"[{MAP_WORDS} x i64]*"
+DEFINITION = re.compile(r"^define .*$", re.MULTILINE)
+
 PASSES = (
     CUDATranslateBytecode,
     FixupArgs,
@@ -82,18 +89,39 @@ def nvvm_modules(source: KernelSource, symbol: str) -> Sequence[str]:
     kernel = result.library.get_function(name)
     kernel_fixup(kernel, False)
     nvvm.set_launch_bounds(kernel, source.threads)
+    _keep_in_place(kernel, source.maps)
     for argument in kernel.args[: len(source.pointers)]:
         argument.add_attribute("noalias")  # a kernel's tensors lie apart
     # Numba's name counts the functions of this process; ours depends on the kernel alone.
-    return [module.replace(name, symbol) for module in result.library.llvm_strs]
+    return [_by_value(m.replace(name, symbol)) for m in result.library.llvm_strs]
+
+
+def _keep_in_place(kernel: Any, maps: int) -> None:
+    """The last parameters are read where the launch put them, which hardware insists on; NVVM
+    counts parameters from 1."""
+    if maps:
+        last = len(kernel.args)
+        numbers = [ir.Constant(ir.IntType(32), n + 1) for n in range(last - maps, last)]
+        module = kernel.module
+        node = module.add_metadata([kernel, "grid_constant", module.add_metadata(numbers)])
+        cgutils.get_or_insert_named_metadata(module, "nvvm.annotations").add(node)
+
+
+def _by_value(module: str) -> str:
+    """Descriptions of tensors are parameters themselves: llvmlite writes `byval` in the manner of
+    a later language than NVVM's."""
+    whole = f"{MAP_TYPE} byval align {MAP_ALIGNMENT} %"
+    return DEFINITION.sub(lambda head: head[0].replace(f"{MAP_TYPE} %", whole), module)
 
 
 def signature(source: KernelSource) -> tuple[Any, ...]:
-    """Numba's types of the kernel's parameters: pointers, numbers, the place of error codes."""
+    """Numba's types of the kernel's parameters: pointers, numbers, the place of error codes,
+    descriptions of tensors."""
     pointer: Any = types.CPointer
     pointers = [pointer(ELEMENTS[dtype]) for dtype in source.pointers]
     errors = [pointer(types.int64)] if source.checks else []
-    return (*pointers, *[types.int64] * source.numbers, *errors)
+    maps = [pointer(types.UniTuple(types.int64, MAP_WORDS))] * source.maps
+    return (*pointers, *[types.int64] * source.numbers, *errors, *maps)
 
 
 def _function(text: str, symbol: str) -> Callable[..., None]:

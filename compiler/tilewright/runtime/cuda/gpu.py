@@ -14,6 +14,7 @@ import numpy as np
 from cuda.bindings import driver
 
 from tilewright.errors import DeviceError
+from tilewright.loops.ir import TensorMap
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
 from tilewright.runtime.cuda.device import DeviceMemory, Launches, Library, LibraryStep, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
@@ -25,6 +26,7 @@ from tilewright.runtime.cuda.launches import (
     call,
 )
 from tilewright.runtime.cuda.pool import MemoryPool
+from tilewright.runtime.cuda.tensor_maps import Encode, encoder
 from tilewright.runtime.cuda.toolchain import DRIVER, TO_RUN, find_toolchain
 
 STATIC_SHARED_BYTES = 48 << 10  # a kernel that takes more must ask for it
@@ -157,6 +159,13 @@ class GpuDevice:
         call(driver.cuMemsetD8Async, address, 0, nbytes, self.stream)
 
     # -- kernels
+
+    @cached_property
+    def _encode(self) -> Encode:
+        return encoder()
+
+    def tensor_map(self, tensor: TensorMap, address: int) -> np.ndarray:
+        return self._encode(tensor, address)
 
     def load(self, kernel: CompiledKernel) -> Any:
         """Each kernel is loaded once."""

@@ -19,8 +19,8 @@ class KernelSource:
     """All that decides about the machine code, apart from the toolchain.
 
     `text` is a module with `def kernel(p0, p1, ..., n0, n1, ...)`: pointers to elements of
-    `pointers`, then `numbers` of int64 and, if it makes `checks`, the pointer to error codes.
-    Launches have `threads` threads a block.
+    `pointers`, then `numbers` of int64, if it makes `checks` the pointer to error codes, and
+    `maps` descriptions of tensors for the hardware. Launches have `threads` threads a block.
     """
 
     text: str
@@ -29,6 +29,7 @@ class KernelSource:
     threads: int
     architecture: str
     checks: bool = False
+    maps: int = 0
 
     def as_json(self) -> str:
         fields = asdict(self) | {"pointers": [p.name for p in self.pointers]}

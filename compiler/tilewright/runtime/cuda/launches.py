@@ -15,9 +15,8 @@ import numpy as np
 from cuda.bindings import driver
 
 from tilewright.errors import DeviceError
-from tilewright.runtime.cuda.device import Device, Launches, LibraryStep, Step
+from tilewright.runtime.cuda.device import WORD, Device, Launches, LibraryStep, Step
 
-WORD = 8
 MILLI = 1e-3
 
 
@@ -144,7 +143,7 @@ class _Packed:
     def __init__(self, step: Step) -> None:
         self._step = step
         words = step.parameters
-        self._places = words.ctypes.data + WORD * np.arange(len(words), dtype=np.uint64)
+        self._places = words.ctypes.data + WORD * np.array(step.places, np.uint64)
         grid, block = (step.blocks, 1, 1), (step.threads, 1, 1)
         self._before = (step.function, *grid, *block, step.shared_bytes)
         self.node = driver.CUDA_KERNEL_NODE_PARAMS()

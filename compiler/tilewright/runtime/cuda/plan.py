@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -29,7 +29,7 @@ from tilewright.fusion.narrow import computed_halves, half_values, narrowed
 from tilewright.fusion.results import copy_results
 from tilewright.fusion.settle import settle
 from tilewright.fusion.weights import PackedWeights
-from tilewright.loops.ir import Kernel
+from tilewright.loops.ir import Kernel, TensorMap
 from tilewright.loops.show import show
 from tilewright.loops.structure import structure
 from tilewright.loops.verify import verify
@@ -38,7 +38,14 @@ from tilewright.runtime.arena import arena
 from tilewright.runtime.cuda.arrays import DeviceArray
 from tilewright.runtime.cuda.cache import CudaKernelCache
 from tilewright.runtime.cuda.constants import DeviceConstants
-from tilewright.runtime.cuda.device import Device, DeviceMemory, LibraryStep, Step
+from tilewright.runtime.cuda.device import (
+    MAP_WORDS,
+    WORD,
+    Device,
+    DeviceMemory,
+    LibraryStep,
+    Step,
+)
 from tilewright.runtime.cuda.kernel import CompiledKernel, KernelSource, LibraryCode
 from tilewright.runtime.cuda.libraries import CUBLAS, library_launch, with_library
 from tilewright.runtime.cuda.port import Port
@@ -54,7 +61,6 @@ from tilewright.schedule.cost import Cost, cost
 from tilewright.schedule.cuda import choose_cuda_schedule
 from tilewright.schedule.library import Gemm
 
-WORD = 8  # bytes of a parameter
 TF32 = "products of float32 are of factors rounded to TF32 wherever they run on tensor cores"
 FROM_LIBRARY = "a library's own"
 
@@ -148,7 +154,7 @@ class CudaPlan:
         lowered = narrowed(lowered, halves)
         pick, tf32 = self.choices.pick, cache.options.tf32
         products, lowered = with_library(lowered, self._device.library, pick)
-        scheduled = _scheduled(lowered, products, tf32, pick)
+        scheduled = _scheduled(lowered, products, tf32, pick, self._device.architecture)
         refuse_overrides(cache.options.override, (e.text for _, _, e in scheduled))
         sources = [_source(launch, self._device.architecture) for _, _, launch in scheduled]
         ours = iter(cache.load([s for k, s in enumerate(sources) if k not in products]))
@@ -200,6 +206,7 @@ class CudaPlan:
             return 0 if t.name in bound else self._work.arena.address + self.offsets[t.name]
 
         words: list[int] = []
+        maps: list[tuple[int, int, TensorMap]] = []
         spans: list[slice] = []
         places: dict[str, list[tuple[int, int]]] = {name: [] for name in bound}
         for k, (n, e) in enumerate(zip(lowered, launches, strict=True)):
@@ -210,8 +217,15 @@ class CudaPlan:
             words += [*map(address, n.tensors), *e.numbers]
             if e.checks:
                 words.append(self._work.errors.address + WORD * k)
+            for m in e.maps:
+                maps.append((start + m.pointer, len(words), m.tensor))
+                words += [0] * MAP_WORDS
             spans.append(slice(start, len(words)))
         self._words = np.array(words, np.int64)  # the parameters of all launches, ready to be read
+        self._maps: dict[int, list[tuple[int, TensorMap]]] = {}  # by the slot of their address
+        for slot, at, tensor in maps:
+            self._maps.setdefault(slot, []).append((at, tensor))
+        self._describe_tensors(self._maps)
         self._slots = [[slot for slot, _ in places[name]] for name in bound]
         self._users = [{k for _, k in places[name]} for name in bound]
         self.used = [bool(places[t.name]) for t in inputs]
@@ -220,11 +234,21 @@ class CudaPlan:
         steps = [
             LibraryStep(products[k], self._words[span])
             if k in products
-            else Step(functions[id(c)], e.blocks, e.threads, e.shared_bytes, self._words[span])
+            else Step(
+                *(functions[id(c)], e.blocks, e.threads, e.shared_bytes),
+                *(self._words[span], len(e.maps)),
+            )
             for k, (e, c, span) in enumerate(zip(launches, compiled, spans, strict=True))
         ]
         self._launches = device.launches(steps)
         self._checked_bytes = WORD * len(steps) if any(e.checks for e in launches) else 0
+
+    def _describe_tensors(self, slots: Iterable[int]) -> None:
+        """What hardware is told of tensors fits the addresses in these slots."""
+        for slot in slots:
+            address = int(self._words[slot])
+            for at, tensor in self._maps.get(slot, ()) if address else ():
+                self._words[at : at + MAP_WORDS] = self._device.tensor_map(tensor, address)
 
     # -- running
 
@@ -280,6 +304,7 @@ class CudaPlan:
         for k, (old, new) in enumerate(zip(self._bound, addresses, strict=True)):
             if old != new and self._slots[k]:
                 self._words[self._slots[k]] = new
+                self._describe_tensors(self._slots[k])
                 changed |= self._users[k]
         if changed:
             self._launches.update(sorted(changed))
@@ -314,7 +339,11 @@ class CudaPlan:
 
 
 def _scheduled(
-    lowered: Sequence[Lowered], products: Mapping[int, Gemm], tf32: bool, pick: Pick
+    lowered: Sequence[Lowered],
+    products: Mapping[int, Gemm],
+    tf32: bool,
+    pick: Pick,
+    architecture: str,
 ) -> list[tuple[Kernel, Kernel, Launch]]:
     """Kernels before and after scheduling, and their sources; those of one structure are made
     once, under the names of the first. `products` are a library's, as they were lowered."""
@@ -326,15 +355,17 @@ def _scheduled(
         if key not in made and k in products:
             made[key] = n.kernel, verify(n.kernel), library_launch(products[k])
         elif key not in made:
-            kernel = verify(choose_cuda_schedule(n, tf32, pick=pick))
+            kernel = verify(choose_cuda_schedule(n, tf32, None, pick, architecture))
             made[key] = n.kernel, kernel, emit_cuda(kernel)
     return [made[key] for key in keys]
 
 
 def _source(launch: Launch, architecture: str) -> KernelSource:
     checks = bool(launch.checks)
-    count = len(launch.numbers)
-    return KernelSource(launch.text, launch.pointers, count, launch.threads, architecture, checks)
+    count, maps = len(launch.numbers), len(launch.maps)
+    return KernelSource(
+        launch.text, launch.pointers, count, launch.threads, architecture, checks, maps
+    )
 
 
 def _describe(
@@ -370,7 +401,9 @@ def _describe(
 def _story(n: Lowered, cache: CudaKernelCache, source: KernelSource, choices: Choices) -> Story:
     pick = Choices(choices.known).pick
     return story(
-        lambda journal: choose_cuda_schedule(n, cache.options.tf32, journal, pick),
+        lambda journal: choose_cuda_schedule(
+            n, cache.options.tf32, journal, pick, source.architecture
+        ),
         cache.origins.get(source, ""),
         cache.key_fields(source),
         cache.store,
