@@ -21,6 +21,7 @@ NAMES = [
     "04_dynamic_shapes_and_the_cache",
     "05_cuda_without_a_gpu",
     "06_adding_an_operator",
+    "07_editing_a_kernel",
 ]
 
 
