@@ -67,7 +67,7 @@ def told(model: tw.CompiledModel, word: str) -> list[str]:
 
 
 def kept(options: tw.Options, device: EmulatedDevice) -> dict[str, int]:
-    return KeptChoices(CudaKernelCache(options).store, device_fields(device)).known
+    return KeptChoices(CudaKernelCache(options).store, device_fields(device, options)).known
 
 
 WANTED = "BlockTile(rows=64, columns=64"

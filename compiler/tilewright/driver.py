@@ -142,8 +142,7 @@ def cuda_workshop(
     """The same for a GPU; constants are in its memory once."""
     cache, weights = CudaKernelCache(options), PackedWeights()
     constants = DeviceConstants(port.device)
-    where = {**device_fields(port.device), "tf32": options.tf32}
-    kept = KeptChoices(cache.store, where)
+    kept = KeptChoices(cache.store, device_fields(port.device, options))
     allowance = Allowance(tune)
 
     def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:

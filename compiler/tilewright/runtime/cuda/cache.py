@@ -62,10 +62,10 @@ def environment_fields() -> dict[str, str]:
     }
 
 
-def device_fields(device: Device) -> dict[str, str]:
+def device_fields(device: Device, options: Options) -> dict[str, str]:
     """Everything but the kernel that decides how long it takes on a device, by name."""
     where = {"device": device.name, "architecture": device.architecture, "driver": device.driver}
-    return {**environment_fields(), **where}
+    return {**environment_fields(), **where, "tf32": str(options.tf32)}
 
 
 class CudaKernelCache:
