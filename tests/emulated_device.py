@@ -20,12 +20,13 @@ import numpy as np
 import tilewright as tw
 from ptx import Memory, Module, Program, Statistics, launch
 from ptx.tensor_maps import of_loops, words
-from tilewright.driver import compile_in, cuda_workshop
+from tilewright.driver import compile_in
 from tilewright.loops.ir import TensorMap
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
 from tilewright.runtime.cuda.device import MAP_WORDS, Library, LibraryStep, Step
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.runtime.cuda.port import Port
+from tilewright.runtime.cuda.workshop import cuda_workshop
 
 Array = np.ndarray[Any, Any]
 OWN_STREAM = 1000

@@ -16,13 +16,14 @@ from emulated_driver import Driver
 from fake_cublas import Queued
 from test_cuda_arrays import MODEL, WANTED, B, X
 from test_cuda_run import CHECKED, free_rank, large, normal
-from tilewright.driver import compile_in, cuda_workshop
+from tilewright.driver import compile_in
 from tilewright.fusion.decide import Point
 from tilewright.runtime.cuda.cupy_arrays import CupyArrays
 from tilewright.runtime.cuda.kernel import CompiledKernel
 from tilewright.runtime.cuda.libraries import CUBLAS, LIBRARYS
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.cuda.toolchain import BINDINGS, Gpu, Part
+from tilewright.runtime.cuda.workshop import cuda_workshop
 from tilewright.schedule.choices import Choices
 
 if missing([BINDINGS]):

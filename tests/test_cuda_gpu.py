@@ -18,11 +18,12 @@ from test_cuda_mma import HALVES, agree
 from test_cuda_node_cases import cases, run_case
 from test_cuda_run import CHECKED, FAMILIES, compare_with_cpu, family_model, free_rank, large
 from test_cuda_wgmma import KINDS, emulated, lowered
-from tilewright.driver import compile_in, cuda_workshop
+from tilewright.driver import compile_in
 from tilewright.runtime.cuda.device import LEGACY_STREAM
 from tilewright.runtime.cuda.libraries import CUBLAS, LIBRARYS
 from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.cuda.toolchain import TO_RUN
+from tilewright.runtime.cuda.workshop import cuda_workshop
 from tilewright.schedule.choices import Choices
 from tilewright.schedule.directives import schedule
 from tilewright.schedule.wgmma_tiles import TILES

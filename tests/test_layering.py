@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime_samples import run_python
+
 ROOT = Path(__file__).parent.parent
 TILEWRIGHT = ROOT / "compiler" / "tilewright"
 KERNELS = ROOT / "kernels" / "tilewright_kernels"
@@ -101,3 +103,13 @@ def test_files_stay_short() -> None:
     lengths |= {f: len(f.read_text(encoding="utf-8").splitlines()) for f in files(KERNELS)}
     long = [f"{f.relative_to(ROOT)}: {n} lines" for f, n in lengths.items() if n > MOST_LINES]
     assert not long, "\n".join(long)
+
+
+def test_importing_the_package_imports_no_other_target_and_no_operators() -> None:
+    """They are slow to import, and a program may never need them."""
+    code = (
+        "import sys, tilewright\n"
+        "print(*[m for m in sys.modules if m.startswith(('tilewright.runtime.cuda', 'numba', "
+        "'onnx.reference', 'tilewright.explore', 'tilewright.ops.convolution'))])"
+    )
+    assert not run_python(code).strip()

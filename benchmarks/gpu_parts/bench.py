@@ -15,7 +15,7 @@ from onnx import parser
 import tilewright as tw
 from gpu_parts.part import Setting
 from gpu_parts.timing import KERNELS, OURS, Call, Clock, EventClock, Times, in_turns
-from tilewright.driver import compile_in, cuda_workshop
+from tilewright.driver import compile_in
 from tilewright.explore.compare import array_error
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.runtime.ceilings import Ceilings
@@ -26,6 +26,7 @@ from tilewright.runtime.cuda.ceilings import DeviceCeilings, Effort
 from tilewright.runtime.cuda.device import Device
 from tilewright.runtime.cuda.plan import CudaPlan
 from tilewright.runtime.cuda.port import Port
+from tilewright.runtime.cuda.workshop import cuda_workshop
 from tilewright.runtime.segments import Runner
 
 Array = np.ndarray[Any, Any]

@@ -9,14 +9,11 @@ model --import_model--> Graph --simplify--> Graph        once, in `compile`
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
-import pkgutil
 from collections.abc import Sequence
 
 from onnx import ModelProto
 
-from tilewright import ops
 from tilewright.errors import UnsupportedError
 from tilewright.fusion.weights import PackedWeights
 from tilewright.graph.ir import kept
@@ -28,28 +25,17 @@ from tilewright.ops.registry import is_defined
 from tilewright.ops.tensor import Placeholder, Tensor
 from tilewright.options import Options, available_cores
 from tilewright.runtime.cache import KernelCache, environment_fields
-from tilewright.runtime.cuda.cache import CudaKernelCache, device_fields
-from tilewright.runtime.cuda.ceilings import DeviceCeilings
-from tilewright.runtime.cuda.constants import DeviceConstants
-from tilewright.runtime.cuda.plan import CudaPlan
-from tilewright.runtime.cuda.port import Port
-from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
 from tilewright.runtime.model import CompiledModel
 from tilewright.runtime.plan import Plan, build_plan
 from tilewright.runtime.revisions import Revisions
 from tilewright.runtime.segments import Evaluation, Runner
 from tilewright.runtime.session import Planner, Workshop
-from tilewright.runtime.tune import Allowance, KeptChoices, TunedOnDevice, TunedOnHost
+from tilewright.runtime.tune import Allowance, KeptChoices, TunedOnHost
 from tilewright.schedule.choices import Choices
 
 Model = str | os.PathLike[str] | bytes | ModelProto
 
 TARGETS = ("cpu", "cuda")
-
-for _module in pkgutil.iter_modules(
-    ops.__path__, "tilewright.ops."
-):  # each registers its operators
-    importlib.import_module(_module.name)
 
 
 def compile(
@@ -91,14 +77,18 @@ def check_target(target: str) -> None:
     if target not in TARGETS:
         raise UnsupportedError(f"target {target!r} is not supported: the targets are {TARGETS}")
     if target == "cuda":
+        from tilewright.runtime.cuda.toolchain import TO_RUN, find_toolchain
+
         find_toolchain().require(TO_RUN, "run models")
 
 
 def workshop(options: Options, tune: float = 0.0, target: str = "cpu") -> Workshop:
     """What a model needs to make and run its plans on a target."""
     if target == "cuda" and not options.interpret:
-        # Here alone: the bindings of the driver are imported only if they are asked for.
+        # Here alone: nothing of CUDA is imported unless it is asked for.
         from tilewright.runtime.cuda.gpu import first_gpu
+        from tilewright.runtime.cuda.port import Port
+        from tilewright.runtime.cuda.workshop import cuda_workshop
 
         device = first_gpu()
         return cuda_workshop(options, Port(device, device.cupy), tune=tune)
@@ -134,27 +124,6 @@ def planner(
         return make(Choices(kept.known))
 
     return build
-
-
-def cuda_workshop(
-    options: Options, port: Port, ceilings: DeviceCeilings | None = None, tune: float = 0.0
-) -> Workshop:
-    """The same for a GPU; constants are in its memory once."""
-    cache, weights = CudaKernelCache(options), PackedWeights()
-    constants = DeviceConstants(port.device)
-    kept = KeptChoices(cache.store, device_fields(port.device, options))
-    allowance = Allowance(tune)
-
-    def build(inputs: Sequence[Placeholder], outputs: Sequence[Tensor]) -> Runner:
-        def make(choices: Choices) -> CudaPlan:
-            return CudaPlan(inputs, outputs, port, cache, weights, constants, choices)
-
-        if inputs and allowance.left > 0:
-            return TunedOnDevice(make, kept, allowance)
-        return make(Choices(kept.known))
-
-    measured = ceilings or DeviceCeilings(port.device, cache)
-    return Workshop(options, build, port, measured, cache.stats)
 
 
 def support(model: Model) -> SupportReport:

@@ -3,7 +3,10 @@ defined."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from tilewright.ops.tensor import Tensor
@@ -47,16 +50,27 @@ def _check_new(domain: str, name: str, function: object, known: Mapping[Any, obj
         raise ValueError(f"{domain}:{name} is registered twice")
 
 
+@cache
+def _load() -> None:
+    """Each module of this package registers its operators: when the first one is looked for."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__, f"{__package__}."):
+        importlib.import_module(module.name)
+
+
 def find(domain: str, name: str) -> Operator | None:
     """The tensor-expression definition of an operator, if there is one."""
+    _load()
     return _OPERATORS.get((domain, name))
 
 
 def find_host(domain: str, name: str) -> HostOperator | None:
     """The host definition of an operator, if there is one."""
+    _load()
     return _HOST.get((domain, name))
 
 
 def is_defined(domain: str, name: str) -> bool:
     """Whether the operator has a definition of its own, compiled or on the host."""
+    _load()
     return (domain, name) in _OPERATORS or (domain, name) in _HOST

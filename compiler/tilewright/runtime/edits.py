@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import InputError, UnsupportedError
 from tilewright.runtime.verdict import Verdict
-from tilewright.schedule.texts import Request
 
 if TYPE_CHECKING:
     from tilewright.runtime.plan import Plan
     from tilewright.runtime.revisions import Revisions
+    from tilewright.schedule.texts import Request
 
 
 @dataclass(frozen=True)

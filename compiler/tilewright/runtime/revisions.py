@@ -29,10 +29,10 @@ from tilewright.runtime.pinned import SCHEDULE, SOURCE, Facts, Pin, Pins, struct
 from tilewright.runtime.trial import Arrays, Code
 from tilewright.runtime.verdict import TOLERANCE, Times, Verdict
 from tilewright.schedule.directives import Directive, schedule
-from tilewright.schedule.texts import Request, check_for_cpu, read_schedule
 
 if TYPE_CHECKING:
     from tilewright.runtime.plan import Plan
+    from tilewright.schedule.texts import Request
 
 GENERATED = "generated"
 EDITED, RESCHEDULED = "edited", "rescheduled"
@@ -177,7 +177,7 @@ class Revisions:
             if override.source is not None:
                 made = _edited(m, override.source, origin)
             else:
-                made = _scheduled(m, read_schedule(override.schedule or ""), origin)
+                made = _scheduled(m, _read(override.schedule or ""), origin)
             self._admit(made)
         except EditRefused as error:
             raise _with_place(override.refused(error), error) from None
@@ -191,7 +191,7 @@ class Revisions:
             if pin.kind == SOURCE:
                 made = _edited(m, pin.change, PINNED[SOURCE])
             else:
-                made = _scheduled(m, read_schedule(pin.change), PINNED[SCHEDULE])
+                made = _scheduled(m, _read(pin.change), PINNED[SCHEDULE])
             self._admit(made)
         except (EditRefused, CompileError, ScheduleError) as error:
             reason = str(error).partition("\n")[0]
@@ -230,7 +230,7 @@ class Revisions:
         given = self._given(plan, feeds)
         with self.lock:
             made = plan.made[k]
-            directives = read_schedule(request)
+            directives = _read(request)
             changed = _scheduled(as_generated(made.meaning, *made.usual), directives, RESCHEDULED)
 
             def keep() -> None:
@@ -369,8 +369,17 @@ def _edited(m: Made, text: str, origin: str) -> Made:
     return replace(m, text=text, origin=origin)
 
 
+def _read(request: Request) -> tuple[Directive, ...]:
+    # The table of directives knows all of both targets: imported when somebody changes a schedule.
+    from tilewright.schedule.texts import read_schedule
+
+    return read_schedule(request)
+
+
 def _scheduled(m: Made, directives: tuple[Directive, ...], origin: str) -> Made:
     """The kernel with another schedule, from the loop nest as it was before any."""
+    from tilewright.schedule.texts import check_for_cpu
+
     check_for_cpu(directives)
     kernel = schedule(m.meaning, directives)
     emitted = emit(kernel)

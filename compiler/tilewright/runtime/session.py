@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -33,8 +33,6 @@ from tilewright.options import Options
 from tilewright.runtime.cache import CacheStats
 from tilewright.runtime.ceilings import Ceilings, ceilings_for, known_ceilings
 from tilewright.runtime.control import control_function
-from tilewright.runtime.cuda.ceilings import DeviceCeilings
-from tilewright.runtime.cuda.port import Port
 from tilewright.runtime.revisions import Revisions
 from tilewright.runtime.segments import (
     Budget,
@@ -47,6 +45,10 @@ from tilewright.runtime.segments import (
     signature,
     value_key,
 )
+
+if TYPE_CHECKING:  # what runs on the CPU needs nothing of CUDA
+    from tilewright.runtime.cuda.ceilings import DeviceCeilings
+    from tilewright.runtime.cuda.port import Port
 
 CONSTANT: Origin = ("a constant", "it is known when the model is specialised")
 EVALUATE_LIMIT = 1 << 16  # points of a constant that are computed without making a kernel

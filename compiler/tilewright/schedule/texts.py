@@ -39,11 +39,12 @@ from tilewright.schedule.task_blocks import TaskBlocks
 from tilewright.schedule.thin_tiles import ThinTile
 from tilewright.schedule.transposed import Transpose
 from tilewright.schedule.vectors import Vectorize
+from tilewright.schedule.wgmma_tiles import WgmmaTile
 
 OF_CPUS: tuple[type, ...] = (Bake, Bind, Block, Merge, Partition, Swap, Tensorize, Together)
 OF_GPUS: tuple[type, ...] = (
     *(AttentionKeys, AttentionMma, AttentionTile, BlockTile, Columns, Cooperate, Elements),
-    *(MmaTile, ReadOnce, RoundFactors, TaskBlocks, ThinTile, Transpose, Vectorize),
+    *(MmaTile, ReadOnce, RoundFactors, TaskBlocks, ThinTile, Transpose, Vectorize, WgmmaTile),
 )
 DIRECTIVES: dict[str, type] = {d.__name__: d for d in (*OF_CPUS, *OF_GPUS)}
 TASK_LOOPS = (LoopKind.SERIAL, LoopKind.UNROLLED, LoopKind.PARALLEL)
