@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from interpreted import SMALL, run_lowered
 from strategies import Program, programs
+from tilewright.dtypes import DType
 from tilewright.errors import ScheduleError
 from tilewright.fusion.groups import form_groups
 from tilewright.fusion.inline import inline
@@ -18,7 +19,11 @@ from tilewright.fusion.pack import pack_operands
 from tilewright.fusion.weights import PackedWeights
 from tilewright.loops.ir import For, Kernel, walk
 from tilewright.loops.verify import verify
+from tilewright.ops.common import elementwise
+from tilewright.ops.contraction import matmul
 from tilewright.ops.evaluate import evaluate
+from tilewright.ops.softmax import softmax
+from tilewright.ops.tensor import Compute, Tensor, placeholder, sources
 from tilewright.schedule.directives import Block, Directive, Merge, Swap, schedule
 from tilewright.schedule.heuristics import choose_schedule
 
@@ -88,3 +93,17 @@ def test_any_accepted_directive_preserves_meaning(program: Program, data: st.Dat
                 event(f"refused {type(directive).__name__}")
         kernels.append((n, kernel))
     check(kernels, program)
+
+
+def test_a_sum_that_is_in_memory_anyway_is_read_not_computed_again() -> None:
+    """Each block of a residual network adds to what the one before left in memory."""
+    x = placeholder((40, 64), DType.F32, "x")
+    w = placeholder((64, 64), DType.F32, "w")
+    total: Tensor = x
+    for _ in range(4):
+        branch = softmax(matmul(total, w))
+        total = elementwise(lambda a, b: a + b, total, branch)
+    program = inline([x, w], [total])
+    adds = [t for t in program.order if isinstance(t, Compute) and t.reduction is None]
+    assert max(len(sources(t)) for t in adds) <= 3
+    assert any("in memory anyway" in str(d) for d in program.decisions)

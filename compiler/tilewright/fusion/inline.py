@@ -257,6 +257,8 @@ class _Inliner:
             return "it stays with the reduction it completes"
         if p.name in self.output_names and not view and cost(p.body) > CHEAP:
             return "it is an output, so it is in memory anyway"
+        if not view and self._stays(p) and _operands(p) > 1:
+            return "it is in memory anyway, where one read takes the place of several"
         if not view and _slides_over(c, p):
             return "a window would compute its elements again and again, and not on tiles"
         if not view and self._repetition(p) > (4.0 if cost(p.body) <= CHEAP else 1.0):
@@ -264,6 +266,10 @@ class _Inliner:
         if count_nodes(p.body) * max(1, _loads(c.body, p.name)) + count_nodes(c.body) > MAX_NODES:
             return "the kernel would grow too large"
         return None
+
+    def _stays(self, p: Compute) -> bool:
+        """Whether some consumer reads p from memory whatever the others do."""
+        return any(not self._takes_math(c, self.math_ok) for c in self.consumers[p.name])
 
     def _is_epilogue(self, p: Compute) -> bool:
         return any(
@@ -410,6 +416,11 @@ def _places(body: Expr, name: str) -> int:
     """How many elements are read; LLVM computes what is read again at the same place once."""
     loads = (n for n in walk(body) if isinstance(n, Load) and n.buffer.name == name)
     return len({n.index for n in loads})
+
+
+def _operands(p: Compute) -> int:
+    """How many tensors of p's own size, or larger, an element of p needs."""
+    return sum(1 for s in sources(p) if s.size >= p.size)
 
 
 def _loads(body: Expr, name: str) -> int:
