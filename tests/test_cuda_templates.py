@@ -19,14 +19,22 @@ pytestmark = needs_sass
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "ai.onnx.ml" : 4, "com.microsoft" : 1]>\n'
 REGISTERS = 1 << 16  # of a multiprocessor, which has to hold at least one block
 
+WARPGROUPS = "sm_90a"
+
 
 @dataclass(frozen=True)
 class Template:
-    """A graph, and instructions that some kernel of it must have."""
+    """A graph, and instructions that some kernel of it must have; other ones with warpgroups."""
 
     graph: str
     wanted: str = ""
     registers: int = 255
+    by_warpgroups: str = ""
+
+    def wanted_on(self, architecture: str) -> list[str]:
+        """The instructions, for an architecture."""
+        hopper = architecture == WARPGROUPS and self.by_warpgroups
+        return (self.by_warpgroups if hopper else self.wanted).split()
 
 
 def map_of(kind: str) -> str:
@@ -81,9 +89,11 @@ TEMPLATES = {
     "matmul of few rows": Template(product_of("float", 16, 256, 256), "FFMA LDS.128", 128),
     "matmul of doubles": Template(product_of("double", 512, 512, 64), "DFMA LDS.128", 255),
     "matmul of halves": Template(product_of("float16", 512, 512, 256),
-                                 "HMMA.16816.F32 LDSM.M88 LDGSTS.128", 200),
+                                 "HMMA.16816.F32 LDSM.M88 LDGSTS.128", 200,
+                                 "HGMMA UTMALDG SYNCS"),
     "matmul of bfloat16": Template(product_of("bfloat16", 512, 512, 256),
-                                   "HMMA.16816.F32.BF16 LDSM.M88 LDGSTS.128", 200),
+                                   "HMMA.16816.F32.BF16 LDSM.M88 LDGSTS.128", 200,
+                                   "HGMMA UTMALDG SYNCS"),
     "matmul of bytes": Template(
         "(uint8[512,256] x, uint8 z) => (int32[m,n] y) <int64[2] s = {256, 512}>"
         " { w = ConstantOfShape<value = int8[1] {1}>(s) y = MatMulInteger(x, w, z) }",
@@ -139,5 +149,6 @@ def test_machine_code(name: str, architecture: str) -> None:
         assert usage.registers <= template.registers, kernel.name
         assert usage.registers * kernel.threads <= REGISTERS, kernel.name
         found += instructions(kernel.compiled)
-    missing = [wanted for wanted in template.wanted.split() if not uses(found, wanted)]
+    wanted = template.wanted_on(architecture)
+    missing = [instruction for instruction in wanted if not uses(found, instruction)]
     assert not missing, sorted(found)
