@@ -17,6 +17,7 @@ from onnx import ModelProto, numpy_helper, parser
 import tilewright
 from tilewright.codegen.emit import emit
 from tilewright.options import Options
+from tilewright.runtime.cache import CacheStats
 from tilewright.runtime.plan import PlannedKernel
 from tilewright.runtime.store import Store
 from tilewright_kernels.cpu.machine import machine
@@ -40,6 +41,9 @@ class Nowhere:
 
     def load(self, texts: Sequence[str]) -> list[int]:
         return [0] * len(texts)
+
+    def stats(self) -> CacheStats:
+        return CacheStats()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tilewright.explore import cli, precompile
 from tilewright.explore.commands import compile as commands
 from tilewright.explore.screen import PlainScreen
 from tilewright.options import Options
+from tilewright.runtime.cuda import workshop
 from tilewright.runtime.cuda.cache import CudaKernelCache
 from tilewright.runtime.cuda.offline import OfflineDevice, check_architecture
 from tilewright.runtime.cuda.toolchain import Toolchain
@@ -62,16 +63,16 @@ def rows_of(capfd: pytest.CaptureFixture[str], *words: str, code: int = 0) -> li
     return rows
 
 
-def caches(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
-    """The kernel caches that are made from now on."""
+def caches(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """The kernel caches that a module makes from now on."""
     made: list[Any] = []
-    original = getattr(driver, name)
+    original = getattr(module, name)
 
     def make(options: Options) -> Any:
         made.append(original(options))
         return made[-1]
 
-    monkeypatch.setattr(driver, name, make)
+    monkeypatch.setattr(module, name, make)
     return made
 
 
@@ -83,7 +84,7 @@ def test_the_processor_here(
     assert row["compiled"] >= row["distinct"] > 0 and row["machine"] is None
     (again,) = rows_of(capfd, str(DIGITS))
     assert (again["distinct"], again["compiled"]) == (row["distinct"], 0)
-    used = caches(monkeypatch, "KernelCache")
+    used = caches(monkeypatch, driver, "KernelCache")
     tw.compile(str(DIGITS)).run({"image": np.zeros((1, 1, 8, 8), np.float32)})
     (stats,) = [cache.stats() for cache in used]
     assert stats.compiled == 0 and stats.disk >= row["distinct"]
@@ -120,7 +121,7 @@ def test_a_machine_with_the_gpu_finds_every_kernel(
     assert cache.stats().compiled > 0
     device = EmulatedDevice()
     assert device.architecture == "sm_90a"
-    used = caches(monkeypatch, "CudaKernelCache")
+    used = caches(monkeypatch, workshop, "CudaKernelCache")
     compile_for(device, str(DIGITS), Options(cache_dir=tmp_path)).warmup(feeds)
     (stats,) = [cache.stats() for cache in used]
     assert (stats.compiled, stats.disk) == (0, cache.stats().compiled)
