@@ -110,7 +110,7 @@ def test_inputs_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         ((DIGITS, "--shape", "picture=1x1x8x8"), "no input 'picture', it has image"),
         ((DIGITS, "--dim", "rows=2"), "no dimension 'rows'"),
         ((DIGITS, "--input", str(ROOT / "README.md")), "not a readable .md file"),
-        ((DIGITS, "--input", "nowhere.npz"), "not a readable .md file"),
+        ((DIGITS, "--input", "nowhere.npz"), "not a readable .npz file"),
         ((DIGITS, "--shape", "image=1x1x2"), "image"),
         (("--gemm", DIGITS), "give a model, or --gemm"),
         ((), "give a model, or --gemm"),
