@@ -125,7 +125,7 @@ def test_instructions(case: Case, registers: int, architecture: str) -> None:
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_every_barrier_is_needed(tile: Directive) -> None:
-    kernel = schedule(attention_of(Case(rows=9, keys=13)), [tile])
+    kernel = schedule(attention_of(Case(rows=9, keys=70)), [tile])  # several steps of each tile
     barriers = 3 if isinstance(tile, AttentionTile) else 1
     for which in range(barriers):
         with pytest.raises(VerifyError, match="without a barrier"):
