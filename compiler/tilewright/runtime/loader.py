@@ -1,6 +1,7 @@
 """Object code into this process: bytes to addresses, with llvmlite's bindings alone.
 
-Numba is never imported here; a process that finds all its kernels on disk starts without it.
+LLVM is imported when a kernel is loaded, and Numba never: a process that finds all its kernels on
+disk starts without it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-
-import llvmlite.binding as llvm
+from typing import TYPE_CHECKING
 
 from tilewright.errors import CompileError
 from tilewright.runtime.store import StoredObject
+
+if TYPE_CHECKING:
+    import llvmlite.binding as llvm
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def target() -> Target:
 
     Unlike in Numba, the name of another processor does not keep the host's features.
     """
+    import llvmlite.binding as llvm
+
     host = llvm.get_host_cpu_name()
     name = os.environ.get("NUMBA_CPU_NAME") or host
     features = os.environ.get("NUMBA_CPU_FEATURES")
@@ -45,6 +50,8 @@ def target() -> Target:
 @cache
 def _initialize() -> str:
     """LLVM is ready to emit code for this process; returns its triple."""
+    import llvmlite.binding as llvm
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return str(llvm.get_process_triple())
@@ -52,6 +59,8 @@ def _initialize() -> str:
 
 def target_machine() -> llvm.TargetMachine:
     """A new LLVM target machine for `target()`, with the code model that the engine loads."""
+    import llvmlite.binding as llvm
+
     triple = _initialize()
     features = target().features
     if triple.startswith("x86_64"):
@@ -98,6 +107,8 @@ class Loader:
         self._lock = threading.Lock()
 
     def _add(self, items: Sequence[StoredObject]) -> None:
+        import llvmlite.binding as llvm
+
         if self._engine is None:
             module = llvm.parse_assembly("")
             module.triple = _initialize()
@@ -125,6 +136,8 @@ def missing_symbols(item: StoredObject) -> list[str]:
 
 def _is_offered(name: str) -> bool:
     """Whether LLVM can find the symbol: by itself, or told where the process has it."""
+    import llvmlite.binding as llvm
+
     if llvm.address_of_symbol(name):
         return True
     with suppress(OSError, AttributeError, TypeError):

@@ -1,12 +1,10 @@
-"""The processor that kernels are compiled for. Imports no Numba."""
+"""The processor that kernels are compiled for. Imports no Numba, and LLVM late."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from functools import cache
-
-import llvmlite.binding as llvm
 
 BITS_PER_BYTE = 8
 
@@ -64,6 +62,8 @@ def machine() -> Machine:
 
     Unlike in Numba, the name of another processor does not keep the host's features.
     """
+    import llvmlite.binding as llvm
+
     host = str(llvm.get_host_cpu_name())
     name = os.environ.get("NUMBA_CPU_NAME") or host
     stated = os.environ.get("NUMBA_CPU_FEATURES")
@@ -93,6 +93,8 @@ def _features(name: str, stated: str) -> set[str]:
 
 
 def _is_arm() -> bool:
+    import llvmlite.binding as llvm
+
     return str(llvm.get_process_triple()).startswith(("aarch64", "arm64"))
 
 
