@@ -113,16 +113,12 @@ def _check(
     alone = _single(model, node, inputs, outputs, held, constants)
     found = compile_(alone)({n: np.asarray(held[n]) for n in inputs if n not in constants})
     want = {n: held[n] for n in outputs}
-    return largest_error(_flat(found), _flat(want))
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {n: a for name, v in values.items() for n, a in flatten(name, v).items()}
+    return largest_error(flat(found), flat(want))
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Values as arrays only."""
-    return _flat(values)
+    return {n: a for name, v in values.items() for n, a in flatten(name, v).items()}
 
 
 def _captured(node: NodeProto, held: Values) -> Iterator[str]:

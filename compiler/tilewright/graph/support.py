@@ -84,7 +84,7 @@ class SupportReport:
 
 def support_report(graph: Graph) -> SupportReport:
     """The report on a graph as imported."""
-    return SupportReport(tuple(_support(n, graph) for n in _all_nodes(graph)))
+    return SupportReport(tuple(_support(n, graph) for n in all_nodes(graph)))
 
 
 def _support(node: Node, graph: Graph) -> NodeSupport:
@@ -115,11 +115,12 @@ def _reference_knows(domain: str, op_type: str, versions: tuple[tuple[str, int],
     return True
 
 
-def _all_nodes(graph: Graph) -> Iterator[Node]:
+def all_nodes(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph, each before those of the graphs inside of it."""
     for node in graph.nodes:
         yield node
         for inner in node.subgraphs():
-            yield from _all_nodes(inner)
+            yield from all_nodes(inner)
 
 
 def _counted(nodes: tuple[NodeSupport, ...]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from tilewright.errors import InputError
 from tilewright.fusion.decide import Refusal
-from tilewright.graph.ir import Graph, Node
+from tilewright.graph.ir import Graph
 from tilewright.graph.stages import HostStep
+from tilewright.graph.support import all_nodes
 from tilewright.runtime.ceilings import Ceilings
 from tilewright.runtime.crossings import Crossing
 from tilewright.runtime.report import (
@@ -186,7 +187,7 @@ class Explainer:
         found = {label: label for _, label in self.rewrites}
         for label in list(found):
             found.setdefault(_quoted(label), label)
-        for node in _all_nodes(self.graph):
+        for node in all_nodes(self.graph):
             for name in (*node.outputs, node.name, node.label):
                 if name:
                     found[name] = node.label
@@ -211,7 +212,7 @@ class Explainer:
                 kind = then.partition(" ")[0]
                 how = "by ONNX's reference implementation" if kind == "reference" else "on the host"
                 return f"runs {how}" + (f": {reason}" if reason else "")
-        if any(n.label == label for n in _all_nodes(self.graph)):
+        if any(n.label == label for n in all_nodes(self.graph)):
             if not self.segments:
                 return "is not compiled yet: call the model, or `warmup` it"
             return (
@@ -259,10 +260,3 @@ def _bound(kernel: KernelReport, limits: Ceilings | None) -> str:
 def _quoted(label: str) -> str:
     """The name in a label."""
     return label.rpartition(" (")[0].strip("'\"")
-
-
-def _all_nodes(graph: Graph) -> Iterable[Node]:
-    for node in graph.nodes:
-        yield node
-        for inner in node.subgraphs():
-            yield from _all_nodes(inner)
