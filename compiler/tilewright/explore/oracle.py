@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tilewright.errors import InputError, TilewrightError
 from tilewright.explore.compare import largest_error
-from tilewright.explore.process import flatten
+from tilewright.explore.process import flat
 
 Values = dict[str, Any]
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -114,11 +114,6 @@ def _check(
     found = compile_(alone)({n: np.asarray(held[n]) for n in inputs if n not in constants})
     want = {n: held[n] for n in outputs}
     return largest_error(flat(found), flat(want))
-
-
-def flat(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Values as arrays only."""
-    return {n: a for name, v in values.items() for n, a in flatten(name, v).items()}
 
 
 def _captured(node: NodeProto, held: Values) -> Iterator[str]:

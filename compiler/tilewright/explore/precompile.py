@@ -15,8 +15,7 @@ from typing import Any
 from tilewright.driver import compile_in, planner
 from tilewright.errors import ExecutionError
 from tilewright.explore.compare import Request
-from tilewright.explore.feeds import make_feeds
-from tilewright.explore.process import described
+from tilewright.explore.feeds import feeds_of
 from tilewright.explore.screen import Screen
 from tilewright.fusion.weights import PackedWeights
 from tilewright.ops.tensor import Placeholder, Tensor
@@ -113,7 +112,7 @@ def compile_case(request: Request, case: str, architecture: str, options: Option
     try:
         shop, count = _workshop(architecture, options)
         model = compile_in(shop, request.model)
-        unplanned = _plan(model, make_feeds(described(model.inputs), request))
+        unplanned = _plan(model, feeds_of(model, request))
     except Exception as error:  # whatever it is, it must not cost the other models
         return replace(made, reason=f"{type(error).__name__}: {error}")
     made = replace(made, seconds=time.perf_counter() - start, unplanned=unplanned)

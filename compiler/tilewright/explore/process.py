@@ -109,6 +109,11 @@ def flatten(name: str, value: Any) -> dict[str, np.ndarray]:
     return {name: array}
 
 
+def flat(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Results by name as arrays only."""
+    return {n: a for name, v in values.items() for n, a in flatten(name, v).items()}
+
+
 def peak_bytes() -> int:
     """The most memory that this process has had resident."""
     with suppress(OSError):
@@ -135,8 +140,7 @@ class _Server:
         start = time.perf_counter()
         outputs = self._run(self._feeds)
         seconds = time.perf_counter() - start
-        flat = {n: a for name, v in outputs.items() for n, a in flatten(name, v).items()}
-        np.savez(save, **{f"={n}": a for n, a in flat.items()})  # type: ignore[arg-type]
+        np.savez(save, **{f"={n}": a for n, a in flat(outputs).items()})  # type: ignore[arg-type]
         return {"first": seconds}
 
     def turn(self, seconds: float) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tilewright.explore.commands.base import (
     write_json,
 )
 from tilewright.explore.feeds import feeds_of
-from tilewright.explore.process import flatten
+from tilewright.explore.process import flat
 from tilewright.explore.saved import FORMATS, check_output, save
 from tilewright.explore.screen import Screen
 
@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace, screen: Screen) -> int:
     feeds = feeds_of(model, wanted(arguments))
     first, outputs = _timed(model, feeds)
     times = [_timed(model, feeds)[0] for _ in range(arguments.repeat)]
-    arrays = {n: a for name, v in outputs.items() for n, a in flatten(name, v).items()}
+    arrays = flat(outputs)
     if arguments.save_inputs:
         save(arguments.save_inputs, feeds, "npz")
     if arguments.output:

@@ -28,7 +28,8 @@ from tilewright.explore.commands.base import (
 )
 from tilewright.explore.compare import array_error
 from tilewright.explore.feeds import feeds_of
-from tilewright.explore.oracle import ORACLES, NodeVerdict, check_nodes, flat
+from tilewright.explore.oracle import ORACLES, NodeVerdict, check_nodes
+from tilewright.explore.process import flat
 from tilewright.explore.screen import Screen, progress
 from tilewright.options import Options
 
